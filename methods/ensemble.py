@@ -1,0 +1,106 @@
+"""Deep ensembles of any method (Lakshminarayanan et al., NeurIPS 2017; Collier et al. 2021, section 4.3)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from noisebench.assembly import make_hparams, method_class
+from noisebench.method import Batch, Method, MethodName, Task
+from noisebench.training import Run
+
+
+class Ensemble(Method):
+    """Deep ensemble: independently initialised members of any method, probabilities averaged."""
+
+    name = "ensemble"
+    paper = "Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation, NeurIPS 2017"
+
+    members: nn.ModuleList
+
+    @dataclass(frozen=True)
+    class Hparams:
+        """Settings.
+
+        Attributes:
+            member: the method of every member.
+            size: how many; the paper sees most of the gain with 5, Collier et al. 2021 use 4.
+            settings: the members' own settings.
+        """
+
+        member: MethodName = "ce"
+        size: Annotated[int, Field(ge=1)] = 5
+        settings: dict[str, Any] = field(default_factory=dict)
+
+    hparams: Hparams
+
+    @classmethod
+    def needs_with(cls, hparams: Any) -> tuple[str, ...]:
+        """What the members need."""
+        member = method_class(hparams.member)
+        return member.needs_with(make_hparams(member, hparams.settings, f"ensemble's member '{hparams.member}'"))
+
+    def build(self, task: Task) -> None:
+        """Members one after the other, so that each draws its own initial weights."""
+        member = method_class(self.hparams.member)
+        settings = make_hparams(member, self.hparams.settings, f"ensemble's member '{self.hparams.member}'")
+        self.members = nn.ModuleList(member(settings) for _ in range(self.hparams.size))
+        for each in self._members():
+            each.build(task)
+
+    def _members(self) -> list[Method]:
+        return cast(list[Method], list(self.members))
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of every member."""
+        return [group for member in self._members() for group in member.param_groups()]
+
+    def epoch(self, run: Run) -> Iterator[Batch]:
+        """An epoch of every member, each in an order of its own."""
+        for i, member in enumerate(self._members()):
+            self._active, self._view = i, _view(run, member)  # the position: a module here would enter state_dict
+            yield from member.epoch(self._view)
+
+    def step(self, batch: Batch, run: Run) -> None:
+        """The step of the member whose epoch it is; only its parameters have gradients and move."""
+        self._members()[self._active].step(batch, self._view)
+
+    def after_step(self, batch: Batch, run: Run) -> None:
+        """The member's."""
+        self._members()[self._active].after_step(batch, self._view)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The mean of the members' probabilities."""
+        return torch.stack([member.predict(x) for member in self._members()]).mean(dim=0)
+
+    def noise_scores(self, run: Run) -> Tensor | None:
+        """The mean of the members' scores, where they have any."""
+        return _mean([member.noise_scores(run) for member in self._members()])
+
+    def transition(self) -> Tensor | None:
+        """The mean of the members' T, where they have one."""
+        return _mean([member.transition() for member in self._members()])
+
+
+def _mean(values: list[Tensor | None]) -> Tensor | None:
+    present = [value for value in values if value is not None]
+    return torch.stack(present).mean(dim=0) if present else None
+
+
+def _view(run: Run, member: Method) -> Run:
+    """The run as a member sees it: a reset of the optimiser forgets this member's state alone."""
+    return cast(Run, _MemberRun(run, member))
+
+
+class _MemberRun:
+    def __init__(self, run: Run, member: Method) -> None:
+        self._run, self._member = run, member
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run, name)
+
+    def reset_optimizer(self) -> None:
+        self._run.reset_optimizer(self._member)

@@ -1,0 +1,209 @@
+"""From names and settings to a method, its data, its noise and its run: what the loop needs, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from noisebench import noise, registry
+from noisebench.config import Cell, Noise, Recipe, explain, slugify
+from noisebench.data import Augmentation, ImageData, Images, Loader, make_loader
+from noisebench.errors import UserError, unknown
+from noisebench.evaluation import Evaluator
+from noisebench.method import Method, Task
+from noisebench.nn import make_backbone
+from noisebench.streams import stream
+from noisebench.training import Journal, Run, make_fabric, train
+
+
+def method_class(name: str) -> type[Method]:
+    """The registered method's class.
+
+    Raises:
+        UserError: unknown, cannot be imported, or is no `Method`.
+    """
+    found = registry.methods()[name].load()
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"'{name}' is no noisebench Method: the entry point gives {found!r}")
+    return found
+
+
+def make_hparams(cls: type[Method], settings: Mapping[str, Any], where: str) -> Any:
+    """The method's settings with `settings` put in, types and ranges checked.
+
+    Raises:
+        UserError: the key's path, the value, what would be right.
+    """
+    known = [f.name for f in fields(cls.Hparams)]
+    for key in settings:
+        if key not in known:
+            raise unknown(f"{where}: hparams", key, known) if known else UserError(f"{where} has no hparams")
+    try:
+        return TypeAdapter(cls.Hparams).validate_python(dict(settings))
+    except ValidationError as error:
+        raise UserError(f"{where}: hparams.{explain(error)}") from None
+
+
+@lru_cache(maxsize=2)
+def load_dataset(name: str, root: Path | None, download: bool = False) -> ImageData:
+    """The registered dataset, kept for the next cell of the same process.
+
+    Raises:
+        UserError: unknown, missing or damaged.
+    """
+    data = registry.datasets()[name].load().load(root, download=download)
+    if not isinstance(data, ImageData):
+        raise UserError(f"dataset '{name}': load() must give an ImageData, it gave {type(data).__name__}")
+    return data
+
+
+def make_noise(spec: Noise, data: ImageData, seed: int) -> noise.NoisyLabels:
+    """Noisy labels for the whole training set; an asymmetric kind without a mapping takes the dataset's own."""
+    options = spec.options
+    if spec.kind == "asymmetric":
+        options.setdefault("mapping", data.class_map)
+        if not options["mapping"]:
+            raise UserError("noise asymmetric: this dataset publishes no class map; give mapping: {true: wrong, ...}")
+    features = np.asarray(data.train_images) if spec.kind == "instance" else None
+    return noise.inject(
+        data.train_labels, spec.kind, spec.rate, num_classes=data.num_classes, seed=seed, features=features, **options
+    )
+
+
+def stored_noise(cell: Cell, data: ImageData, out: Path) -> tuple[noise.NoisyLabels, Path]:
+    """The cell's noise artefact: made once for all methods, under a lock, and then only read."""
+    key = cell.noise_key()
+    slug = slugify(f"{cell.dataset}-{cell.noise.label}")
+    folder = out / "noise" / f"{slug}-s{cell.noise_seed}-{key[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "noise.json").exists():
+            made = make_noise(cell.noise, data, cell.noise_seed)
+            noise.save(made, folder, name=f"{cell.dataset} {cell.noise.label}", true_labels=data.train_labels)
+            if data.num_classes <= 100:
+                drawn = folder / "transition.png"
+                noise.draw_transition(made.transition, made.realised_transition(data.train_labels), drawn, data.classes)
+    return noise.load(folder), folder
+
+
+def split(num: int, recipe: Recipe, seed: int) -> tuple[Tensor, Tensor]:
+    """Positions of the training and of the validation split, sorted; the same for every method of a column."""
+    order = torch.randperm(num, generator=torch.Generator().manual_seed(stream(seed, "split")))
+    held_out = round(recipe.validation * num)
+    train_size = recipe.train_size or num
+    return order[held_out:][:train_size].sort().values, order[:held_out].sort().values
+
+
+class Setup:
+    """A method with its run and evaluator, ready to train.
+
+    Args:
+        cls: the method's class; hparams: its settings.
+        data: the dataset; labels: noisy labels of its whole training set, int64 [N].
+        recipe: how to train; seed: of the run.
+        transition: the true T where it is known, float64 [K, K].
+    """
+
+    def __init__(
+        self,
+        cls: type[Method],
+        hparams: Any,
+        data: ImageData,
+        labels: NDArray[np.int64],
+        recipe: Recipe,
+        seed: int,
+        transition: NDArray[np.float64] | None = None,
+        accelerator: str = "auto",
+    ) -> None:
+        fabric = make_fabric(recipe, accelerator)
+        train_at, val_at = split(len(labels), recipe, seed)
+        if len(train_at) < 2:
+            raise UserError(f"only {len(train_at)} training images are left; lower recipe.validation")
+        augmentation = Augmentation(padding=recipe.padding, flip=recipe.flip, mean=data.mean, std=data.std)
+
+        def loader(images: Images, y: NDArray[np.int64], at: Tensor | None = None) -> Loader:
+            return make_loader(
+                images,
+                torch.from_numpy(y if at is None else y[at.numpy()]),
+                positions=at,
+                device=fabric.device,
+                augmentation=augmentation,
+                mode=recipe.loader,
+                workers=recipe.workers,
+                channels_last=recipe.channels_last,
+            )
+
+        train_loader = loader(data.train_images, labels, train_at)
+        wrong = torch.from_numpy((labels != data.train_labels)[train_at.numpy()])
+        known = None if transition is None else torch.from_numpy(transition)
+        self.method = build_method(
+            cls, hparams, recipe, seed, data.num_classes, len(train_at), data.image_shape, known
+        )
+        self.method.to(fabric.device)
+        if recipe.channels_last:
+            self.method.to(memory_format=torch.channels_last)
+        self.run = Run(self.method, recipe, train_loader, seed, fabric)
+        self.evaluator = Evaluator(
+            test=loader(data.test_images, data.test_labels),
+            validation=loader(data.train_images, labels, val_at) if len(val_at) else None,
+            train=train_loader,
+            wrong=wrong,
+            transition=known,
+            num_classes=data.num_classes,
+            seed=seed,
+        )
+
+    def train(self, journal: Journal, state: dict[str, Any] | None = None) -> None:
+        """Run the training loop, from the start or from a stored state."""
+        train(self.run, self.method, self.evaluator, journal, state)
+
+
+def build_method(
+    cls: type[Method],
+    hparams: Any,
+    recipe: Recipe,
+    seed: int,
+    num_classes: int,
+    num_train: int,
+    image_shape: tuple[int, int, int],
+    transition: Tensor | None = None,
+) -> Method:
+    """A method with its networks, on the CPU, its weights from the stream "init" alone."""
+
+    def backbone() -> nn.Module:
+        made = make_backbone(recipe.backbone, image_shape, **recipe.backbone_options)
+        if recipe.compile:
+            made.compile()
+        return made
+
+    given = {}
+    for need in cls.needs_with(hparams):
+        if need != "transition":
+            raise unknown(f"method '{cls.name}' needs", need, ["transition"])
+        if transition is None:
+            raise UserError(f"method '{cls.name}' needs the true T, and this noise has none")
+        given[need] = transition.clone()
+    feature_dim: Any = backbone().feature_dim
+    torch.manual_seed(stream(seed, "init"))
+    method = cls(hparams)
+    method.build(
+        Task(
+            num_classes=num_classes,
+            num_train=num_train,
+            image_shape=image_shape,
+            feature_dim=feature_dim,
+            make_backbone=backbone,
+            given=given,
+        )
+    )
+    return method

@@ -1,0 +1,207 @@
+"""A benchmark to its table: places cells, runs what is not finished, gathers what is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from noisebench import tracking
+from noisebench.config import RULES, Benchmark, Cell, load_benchmark
+from noisebench.errors import UserError
+from noisebench.executors import Place, cores, run_local
+from noisebench.files import read_json, write_json
+from noisebench.table import Table
+
+DEFAULT_OUT = Path("noisebench-runs")
+
+
+class Progress(Protocol):
+    """Told what happens while a board runs."""
+
+    def start(self, todo: list[Cell], finished: int, out: Path) -> None:
+        """Before the first cell: what is to do and how many were finished before."""
+
+    def tick(self) -> None:
+        """Several times a second."""
+
+    def done(self, cell: Cell, result: dict[str, Any]) -> None:
+        """A cell ended."""
+
+
+class Silent:
+    """Progress that shows nothing."""
+
+    def start(self, todo: list[Cell], finished: int, out: Path) -> None:
+        """Nothing."""
+
+    def tick(self) -> None:
+        """Nothing."""
+
+    def done(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A board after a run: its table, its results, what could not be sent to MLflow."""
+
+    table: Table
+    results: list[dict[str, Any]]
+    unsent: str | None
+
+    @property
+    def failed(self) -> int:
+        """How many cells failed."""
+        return sum(result["status"] == "failed" for result in self.results)
+
+
+def result_of(cell: Cell, out: Path) -> dict[str, Any]:
+    """What stands in the cell's folder, or a "missing" result."""
+    folder = out / cell.folder()
+    base = {
+        "fingerprint": cell.fingerprint(),
+        "method": cell.method.name,
+        "label": cell.method.label,
+        "dataset": cell.dataset,
+        "noise": cell.noise.label,
+        "seed": cell.seed,
+        "rules": RULES,
+        "privileged": [],
+    }
+    found = read_json(folder / "result.json") or read_json(folder / "failure.json")
+    return base | (found or {"status": "missing"}) | {"label": cell.method.label}
+
+
+def board_folder(benchmark: Benchmark, out: Path) -> Path:
+    """Where a board's tables are written."""
+    return out / "boards" / benchmark.name
+
+
+def describe_board(benchmark: Benchmark, out: Path) -> None:
+    """Write board.json, from which the sender knows what belongs to the board."""
+    cells = [
+        {
+            "fingerprint": cell.fingerprint(),
+            "folder": cell.folder(),
+            "method": cell.method.name,
+            "label": cell.method.label,
+            "dataset": cell.dataset,
+            "noise": cell.noise.label,
+            "seed": cell.seed,
+        }
+        for cell in benchmark.cells()
+    ]
+    write_json(
+        board_folder(benchmark, out) / "board.json",
+        {
+            "name": benchmark.name,
+            "title": benchmark.title,
+            "description": benchmark.description,
+            "config": benchmark.model_dump(mode="json"),
+            "cells": cells,
+        },
+    )
+
+
+def table_of(benchmark: Benchmark, results: list[dict[str, Any]]) -> Table:
+    """The table of a benchmark's results, from wherever they were read."""
+    return Table.from_results(
+        results,
+        title=benchmark.title or benchmark.name,
+        which=benchmark.which,
+        methods_order=[m.label for m in benchmark.methods],
+        columns_order=[(d, n.label) for d in benchmark.datasets for n in benchmark.noise],
+    )
+
+
+def check_settings(benchmark: Benchmark) -> None:
+    """Refuse wrong settings of any method before the first cell starts; a plug-in that cannot be imported fails later.
+
+    Raises:
+        UserError: the key, the value, what would be right.
+    """
+    from noisebench.assembly import make_hparams, method_class
+
+    for i, spec in enumerate(benchmark.methods):
+        try:
+            cls = method_class(spec.name)
+        except UserError:
+            continue  # its cells fail with the reason, the others go on
+        make_hparams(cls, spec.hparams, f"{benchmark.name}: methods[{i}] '{spec.name}'")
+
+
+def run_board(
+    benchmark: Benchmark,
+    place: Place,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    run: Callable[..., Any] = run_local,
+) -> Outcome:
+    """Run what is not finished, with MLflow kept up to date beside it, and write the tables.
+
+    Raises:
+        UserError: settings of a method that are wrong.
+        KeyboardInterrupt: stopped; the same call goes on from there.
+    """
+    progress = progress or Silent()
+    out = place.out
+    cells = benchmark.cells()
+    results = {cell.fingerprint(): result_of(cell, out) for cell in cells}
+    todo = [cell for cell in cells if results[cell.fingerprint()]["status"] != "finished"]
+    describe_board(benchmark, out)
+    sender = tracking.start(out, benchmark.name)
+    try:
+        progress.start(todo, len(cells) - len(todo), out)
+        if todo:
+            check_settings(benchmark)
+            for cell, result in run(todo, place, jobs or cores(), progress.tick):
+                results[cell.fingerprint()] = result_of(cell, out) | result
+                progress.done(cell, result)
+    finally:
+        table = table_of(benchmark, list(results.values()))
+        table.write(board_folder(benchmark, out))
+        unsent = sender.finish()
+    return Outcome(table, list(results.values()), unsent)
+
+
+def rebuild(benchmark: Benchmark, out: Path, source: Literal["runs", "mlflow"]) -> Table:
+    """The table of what is finished, from the run folders alone or from MLflow alone."""
+    if source == "runs":
+        return table_of(benchmark, [result_of(cell, out) for cell in benchmark.cells()])
+    stored = {r["fingerprint"]: r for r in tracking.read_results(tracking.store_uri(out), benchmark.name)}
+    nowhere = Path("/nonexistent")
+    return table_of(benchmark, [result_of(c, nowhere) | stored.get(c.fingerprint(), {}) for c in benchmark.cells()])
+
+
+def leaderboard(
+    benchmark: str | Benchmark = "digits",
+    *,
+    out: str | Path = DEFAULT_OUT,
+    jobs: int | None = None,
+    data_root: str | Path | None = None,
+    settings: list[str] | None = None,
+) -> Table:
+    """Run a leaderboard from Python; the same as ``noisebench leaderboard``.
+
+    Args:
+        benchmark: a shipped name, a YAML file, or a `Benchmark`.
+        out: where runs, tables and the MLflow store go.
+        jobs: cells at once; the cores by default.
+        data_root: torchvision's layout; NOISEBENCH_DATA by default.
+        settings: overrides such as ``["recipe.epochs=30"]``.
+
+    Raises:
+        UserError: anything wrong in the benchmark.
+    """
+    board = load_benchmark(benchmark, settings) if isinstance(benchmark, str) else benchmark
+    place = Place(Path(out).absolute(), data_root_from(data_root))
+    return run_board(board, place, jobs).table
+
+
+def data_root_from(given: str | Path | None) -> Path | None:
+    """The dataset root: as given, or NOISEBENCH_DATA, or none."""
+    root = given or os.environ.get("NOISEBENCH_DATA")
+    return Path(root).expanduser().absolute() if root else None

@@ -1,0 +1,234 @@
+"""One cell of a board: from its description to a finished run folder, through any number of kills.
+
+The folder is the truth for resuming. Every file in it is either appended to line by line (metrics.jsonl, log.txt) or
+written aside and renamed, so that whatever moment a kill picks, the next start finds something whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from noisebench.assembly import Setup, load_dataset, make_hparams, method_class, stored_noise
+from noisebench.config import RULES, Cell
+from noisebench.errors import UserError
+from noisebench.files import read_json, write_json
+from noisebench.training import TrainingFailed
+
+
+def weights_sha256(method: nn.Module) -> str:
+    """SHA-256 of all that a method learned: names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(method.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def summarise(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The three numbers of a run, always apart: last, selected (best noisy validation epoch), best (oracle)."""
+
+    def at(line: dict[str, Any]) -> dict[str, float]:
+        metrics = line["metrics"]
+        names = {"test.accuracy": "accuracy", "test.top5": "top5", "test.nll": "nll", "test.ece": "ece"}
+        names |= {f"train.{k}": k for k in ("memorised", "noise_auc", "transition_error")}
+        return {"epoch": line["epoch"]} | {short: metrics[k] for k, short in names.items() if k in metrics}
+
+    found = {"last": at(history[-1]), "best": at(max(history, key=lambda r: r["metrics"]["test.accuracy"]))}
+    if "val.accuracy" in history[-1]["metrics"]:
+        found["selected"] = at(max(history, key=lambda r: r["metrics"]["val.accuracy"]))
+    return found
+
+
+# --------------------------------------------------------------------------------------------- the run folder
+
+
+class Folder:
+    """A run folder as the journal of its run. Hold its lock while using it."""
+
+    def __init__(self, path: Path, checkpoint_seconds: float = 0) -> None:
+        self.path = path
+        self.exact = True
+        self._every = checkpoint_seconds
+        self.begin()
+        path.mkdir(parents=True, exist_ok=True)
+        for torn in path.glob("*.tmp"):
+            torn.unlink()
+        self.history = self._read_history()
+
+    def begin(self) -> None:
+        """Start the clocks of epochs and checkpoints."""
+        self._saved = self._epoch_began = time.monotonic()
+
+    def _read_history(self) -> list[dict[str, Any]]:
+        """The finished lines of metrics.jsonl; a line that a kill tore is cut off."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return []
+        content = file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(file, len(whole))
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def log(self, text: str) -> None:
+        """One more line in log.txt."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Append an epoch's line. An epoch run again after a kill must repeat its line, and is not written twice."""
+        now = time.monotonic()
+        seconds, self._epoch_began = now - self._epoch_began, now
+        if epoch <= len(self.history):
+            before = {k: v for k, v in self.history[epoch - 1]["metrics"].items() if k != "seconds"}
+            if json.loads(json.dumps(metrics)) != before:
+                self.exact = False
+                self.log(f"epoch {epoch} came out otherwise than before the interruption (another device or library?)")
+            return
+        line = {"epoch": epoch, "time": int(time.time() * 1000), "metrics": metrics | {"seconds": round(seconds, 4)}}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.history.append(line)
+
+    def checkpoint(self, state: dict[str, Any], last: bool) -> None:
+        """Store the state if it is time: written aside, then renamed, so that the last good one stays."""
+        if last or time.monotonic() - self._saved >= self._every:
+            save_tensors(state, self.path / "checkpoint.pt")
+            self._saved = time.monotonic()
+
+    def stored_state(self) -> dict[str, Any] | None:
+        """The checkpoint, if there is one."""
+        file = self.path / "checkpoint.pt"
+        if not file.exists():
+            return None
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return state
+
+
+def save_tensors(state: Mapping[str, Any], file: Path) -> None:
+    """torch.save, written aside and renamed; on a full disk nothing half-written stays and the old file does."""
+    aside = file.with_suffix(".tmp")
+    try:
+        with aside.open("wb") as handle:
+            torch.save(dict(state), handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        aside.replace(file)
+    except Exception as error:
+        with suppress(OSError):
+            aside.unlink()
+        cause = error if isinstance(error, OSError) else (error.__cause__ or error.__context__ or error)
+        kept = "the last good one stays" if file.exists() else "there was none before"
+        raise TrainingFailed(f"{file.name} could not be written ({cause}); {kept}") from error
+
+
+def run_cell(
+    cell: Cell, out: Path, data_root: Path | None = None, download: bool = False, accelerator: str = "auto"
+) -> dict[str, Any]:
+    """Run a cell to its end, from its checkpoint where there is one; a finished cell is only read.
+
+    Returns:
+        What result.json or failure.json holds; a cell that fails never raises.
+    """
+    base = {
+        "fingerprint": cell.fingerprint(),
+        "method": cell.method.name,
+        "label": cell.method.label,
+        "dataset": cell.dataset,
+        "noise": cell.noise.label,
+        "seed": cell.seed,
+        "rules": RULES,
+    }
+    path = out / cell.folder()
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / "lock", timeout=10)
+    try:
+        lock.acquire()
+    except Timeout:
+        reason = f"{path} is held by another process; let it finish, or stop it and start again"
+        return base | {"status": "missing", "privileged": [], "reason": reason}
+    try:
+        done = read_json(path / "result.json")
+        if done is not None:
+            return done | {"label": cell.method.label}
+        with suppress(FileNotFoundError):
+            (path / "failure.json").unlink()
+        folder = Folder(path, cell.recipe.checkpoint_seconds)
+        try:
+            return _run(cell, folder, base, out, data_root, download, accelerator)
+        except Exception as error:
+            known = isinstance(error, (UserError, TrainingFailed))
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            result = base | {"status": "failed", "privileged": [], "reason": " ".join(reason.split())[:500]}
+            with suppress(OSError):  # a full disk must not hide the reason
+                folder.log(f"failed: {reason}" if known else f"failed:\n{traceback.format_exc()}")
+                write_json(path / "failure.json", result)
+            return result
+    finally:
+        lock.release()
+
+
+def _run(
+    cell: Cell,
+    folder: Folder,
+    base: dict[str, Any],
+    out: Path,
+    data_root: Path | None,
+    download: bool,
+    accelerator: str,
+) -> dict[str, Any]:
+    cls = method_class(cell.method.name)
+    hparams = make_hparams(cls, cell.method.hparams, f"method '{cell.method.name}'")
+    data = load_dataset(cell.dataset, data_root, download)
+    noisy, noise_folder = stored_noise(cell, data, out)
+    write_json(
+        folder.path / "config.json",
+        base
+        | {
+            "hparams": {f.name: getattr(hparams, f.name) for f in fields(hparams)},
+            "noise": cell.noise.model_dump(mode="json") | {"seed": cell.noise_seed},
+            "noise_label": cell.noise.label,
+            "noise_folder": str(noise_folder.relative_to(out)),
+            "noise_sha256": noisy.sha256,
+            "recipe": cell.recipe.model_dump(mode="json"),
+            "privileged": list(cls.needs_with(hparams)),
+            "paper": cls.paper,
+            "torch": torch.__version__,
+            "device": accelerator,
+        },
+    )
+    transition = noisy.transition if data.num_classes <= 1000 else None
+    setup = Setup(cls, hparams, data, noisy.labels, cell.recipe, cell.seed, transition, accelerator)
+    state = folder.stored_state()
+    folder.log(f"{'resumed after epoch ' + str(state['epoch']) if state else 'started'} (process {os.getpid()})")
+    folder.begin()
+    setup.train(folder, state)
+    save_tensors(setup.method.state_dict(), folder.path / "model.pt")
+    result = base | {
+        "status": "finished",
+        "privileged": list(cls.needs_with(hparams)),
+        "noise_sha256": noisy.sha256,
+        "weights_sha256": weights_sha256(setup.method),
+        "exact": folder.exact,
+        "seconds": round(sum(line["metrics"]["seconds"] for line in folder.history), 3),
+        "epochs": len(folder.history),
+        "metrics": summarise(folder.history),
+    }
+    write_json(folder.path / "result.json", result)
+    folder.log("finished")
+    with suppress(FileNotFoundError):
+        (folder.path / "checkpoint.pt").unlink()
+    return result

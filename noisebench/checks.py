@@ -1,0 +1,282 @@
+"""The conformance suite: what every method and dataset must keep, importable by plug-ins.
+
+In a plug-in's test::
+
+    from noisebench.checks import check_method
+    def test_conforms():
+        check_method(MyMethod)
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from noisebench.assembly import Setup
+from noisebench.cell import weights_sha256
+from noisebench.config import Noise, Recipe, Schedule
+from noisebench.data import ImageData
+from noisebench.fitting import Memory
+from noisebench.method import Method
+from noisebench.noise import inject
+from noisebench.streams import stream
+
+RECIPE = Recipe(
+    epochs=4, batch_size=16, lr=0.02, validation=0.125, padding=1, flip=True, schedule=Schedule(kind="cosine", warmup=1)
+)
+CLASSES = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One check: its name, "passed", "failed" or "skipped", and why."""
+
+    name: str
+    status: str
+    detail: str = ""
+
+
+class _Skip(Exception):
+    """A check that does not apply; the message says why."""
+
+
+def sample_data() -> ImageData:
+    """A small set of noise images, each class with a bright row of its own: 96 to train, 40 to test."""
+    draw = np.random.default_rng(stream(0, "checks"))
+
+    def images(labels: Any) -> Any:
+        made = draw.integers(0, 128, (len(labels), 8, 8, 1), dtype=np.uint8)
+        made[np.arange(len(labels)), 2 * labels] += 100
+        return made
+
+    train, test = (draw.integers(0, CLASSES, n).astype(np.int64) for n in (96, 40))
+    return ImageData(
+        train_images=images(train),
+        train_labels=train,
+        test_images=images(test),
+        test_labels=test,
+        num_classes=CLASSES,
+        classes=tuple("abcd"),
+        mean=(0.25,),
+        std=(0.2,),
+        class_map={0: 1},
+    )
+
+
+class _Suite:
+    def __init__(self, cls: type[Method], hparams: Any) -> None:
+        self.cls, self.hparams = cls, hparams
+        self.data = sample_data()
+        spec = Noise(kind="symmetric", rate=0.4)
+        self.noisy = inject(self.data.train_labels, spec.kind, spec.rate, num_classes=CLASSES, seed=1)
+
+    def setup(self, data: ImageData | None = None) -> Setup:
+        hparams = self.cls.Hparams() if self.hparams is None else self.hparams
+        labels = self.noisy.labels
+        return Setup(self.cls, hparams, data or self.data, labels, RECIPE, 7, self.noisy.transition, "cpu")
+
+    def trained(self, data: ImageData | None = None, state: Any = None, keep: bool = False) -> tuple[Setup, Memory]:
+        setup, journal = self.setup(data), Memory(keep)
+        if keep:  # states are live tensors: keep copies
+            store = journal.checkpoint
+            journal.checkpoint = lambda state, last: store(_through_a_file(state), last)  # type: ignore[method-assign]
+        setup.train(journal, state)
+        return setup, journal
+
+    # Each check returns nothing, or raises with the reason.
+
+    def contract(self) -> None:
+        """is a Method with a name and a frozen dataclass of settings"""
+        assert self.cls.name, "set the class attribute `name`"
+        settings = self.cls.Hparams
+        assert is_dataclass(settings), "Hparams must be a dataclass"
+        assert settings.__dataclass_params__.frozen, "Hparams must be frozen: @dataclass(frozen=True)"  # type: ignore[attr-defined]
+
+    def default_constructible(self) -> None:
+        """can be made without arguments, and makes no networks before build"""
+        made = self.cls()
+        assert not list(made.parameters()), "__init__ made parameters; make them in build"
+
+    def trains(self) -> None:
+        """trains for a few epochs with finite losses"""
+        self.setup_trained, self.journal = self.trained(keep=True)
+        assert len(self.journal.history) == RECIPE.epochs
+
+    def simplex(self) -> None:
+        """predicts class probabilities, each row on the simplex"""
+        p = self._predict(len(self.data.test_images))
+        assert p.shape == (len(self.data.test_images), CLASSES), f"shape {list(p.shape)}"
+        assert bool((p >= 0).all()), "a negative probability"
+        worst = float((p.sum(1) - 1).abs().max())
+        assert worst < 1e-5, f"rows sum to one only within {worst:.2g}"
+
+    def groups(self) -> None:
+        """has every trainable parameter in exactly one group"""
+        method = self.setup_trained.method
+        names = {id(p): name for name, p in method.named_parameters() if p.requires_grad}
+        grouped = [id(p) for group in method.param_groups() for p in group["params"]]
+        missing = [name for key, name in names.items() if key not in grouped]
+        assert not missing, f"in no group: {', '.join(missing)}"
+        twice = [names.get(key, "?") for key in set(grouped) if grouped.count(key) > 1]
+        assert not twice, f"in two groups: {', '.join(twice)}"
+
+    def same_seed(self) -> None:
+        """gives the same weights for the same seed, bit for bit"""
+        again, _ = self.trained()
+        assert self._hash(again) == self._hash(self.setup_trained), "two runs of one seed ended in different weights"
+
+    def resume(self) -> None:
+        """resumes from any epoch to the same weights, bit for bit"""
+        for state in self.journal.states[:-1]:
+            resumed, _ = self.trained(state=state)
+            where = f"resumed after epoch {state['epoch']}: other weights than uninterrupted"
+            assert self._hash(resumed) == self._hash(self.setup_trained), where + "; keep all state in buffers"
+
+    def batch_split(self) -> None:
+        """predicts the same however samples are batched"""
+        if self.cls.stochastic:
+            raise _Skip(f"declared: {self.cls.stochastic}")
+        whole = self._predict(len(self.data.test_images))
+        for size in (1, 7):
+            worst = float((self._predict(size) - whole).abs().max())
+            assert worst < 1e-5, f"in batches of {size} a probability differs by {worst:.2g}"
+
+    def clean_labels(self) -> None:
+        """ends in the same weights when clean labels and the test set are altered"""
+        draw = np.random.default_rng(3)
+        altered = replace(
+            self.data,
+            train_labels=draw.permutation(self.data.train_labels),
+            test_images=draw.permutation(self.data.test_images.reshape(-1)).reshape(self.data.test_images.shape),  # type: ignore[union-attr]
+            test_labels=draw.permutation(self.data.test_labels),
+        )
+        other, _ = self.trained(altered)
+        assert self._hash(other) == self._hash(self.setup_trained), "clean labels or the test set reached the weights"
+
+    def state_loads(self) -> None:
+        """saves state that loads with weights_only=True and predicts the same"""
+        fresh = self.setup()
+        fresh.method.load_state_dict(_through_a_file(self.setup_trained.method.state_dict()))
+        same = torch.equal(self._predict(40, fresh), self._predict(40))
+        assert same or bool(self.cls.stochastic), "a reloaded method predicts otherwise; keep all state in buffers"
+
+    def optional(self) -> None:
+        """gives noise scores [N] and T [K, K], where it offers them"""
+        method, run = self.setup_trained.method, self.setup_trained.run
+        scores, matrix = method.noise_scores(run), method.transition()
+        if scores is None and matrix is None:
+            raise _Skip("offers neither")
+        num_train = round(96 * (1 - RECIPE.validation))
+        if scores is not None:
+            assert scores.shape == (num_train,), f"noise_scores gave {list(scores.shape)}, not [{num_train}]"
+            assert bool(scores.isfinite().all()), "a noise score is not finite"
+        if matrix is not None:
+            assert matrix.shape == (CLASSES, CLASSES), f"transition gave {list(matrix.shape)}"
+            worst = float((matrix.sum(1) - 1).abs().max())
+            assert worst < 1e-4, f"rows of transition() sum to one only within {worst:.2g}"
+
+    def _hash(self, setup: Setup) -> str:
+        return weights_sha256(setup.method)
+
+    def _predict(self, size: int, setup: Setup | None = None) -> torch.Tensor:
+        method = (setup or self.setup_trained).method
+        method.eval()
+        torch.manual_seed(5)
+        images = torch.from_numpy(np.asarray(self.data.test_images)).permute(0, 3, 1, 2).float() / 255
+        x = (images - self.data.mean[0]) / self.data.std[0]
+        with torch.no_grad():
+            return torch.cat([method.predict(part) for part in torch.split(x, size)]).float()
+
+
+def _through_a_file(state: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def check_method(cls: type[Method], hparams: Any = None, *, raise_on_failure: bool = True) -> list[Outcome]:
+    """Run the conformance suite on a method class; a few seconds on a CPU.
+
+    Args:
+        cls: the class. hparams: settings other than the defaults.
+        raise_on_failure: raise with every failed check's reason, as a test wants it.
+
+    Raises:
+        AssertionError: a check failed.
+    """
+    threads = torch.get_num_threads()
+    try:
+        suite = _Suite(cls, hparams)
+        checks = [
+            suite.contract, suite.default_constructible, suite.trains, suite.simplex, suite.groups, suite.same_seed,
+            suite.resume, suite.batch_split, suite.clean_labels, suite.state_loads, suite.optional,
+        ]  # fmt: skip
+        needed = {"contract", "default_constructible", "trains"}  # the rest would only repeat the same failure
+        return _run(str(cls.name or cls.__name__), checks, needed, raise_on_failure)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def check_dataset(module: Any, root: Path | None = None, *, raise_on_failure: bool = True) -> list[Outcome]:
+    """Run the conformance suite on a dataset module or object with ``load(root, download=False)``.
+
+    Raises:
+        AssertionError: a check failed.
+    """
+    found: dict[str, ImageData] = {}
+
+    def loads() -> None:
+        """loads an ImageData whose shapes, dtypes and labels fit"""
+        found["data"] = module.load(root, download=False)
+        assert isinstance(found["data"], ImageData), f"load() gave {type(found['data']).__name__}"
+
+    def every_class() -> None:
+        """has every class in the training and in the test labels"""
+        data = found["data"]
+        for which, labels in (("train", data.train_labels), ("test", data.test_labels)):
+            missing = sorted(set(range(data.num_classes)) - set(np.unique(labels).tolist()))
+            assert not missing, f"{which}: no sample of class {missing[0]}"
+
+    def repeats() -> None:
+        """loads the same again"""
+        data, again = found["data"], module.load(root, download=False)
+        for field in fields(data):
+            same = np.array_equal(getattr(data, field.name), getattr(again, field.name))
+            assert same or field.name.endswith("images"), f"{field.name} differs between two loads"
+
+    def class_map() -> None:
+        """has a class map without a class that maps to itself"""
+        if not found["data"].class_map:
+            raise _Skip("publishes none")
+        fixed = [a for a, b in found["data"].class_map.items() if a == b]
+        assert not fixed, f"class {fixed[0]} maps to itself"
+
+    name = getattr(module, "__name__", type(module).__name__)
+    return _run(name, [loads, every_class, repeats, class_map], {"loads"}, raise_on_failure)
+
+
+def _run(name: str, checks: list[Callable[[], None]], needed: set[str], raise_on_failure: bool) -> list[Outcome]:
+    outcomes = []
+    for check in checks:
+        title = (check.__doc__ or check.__name__).strip()
+        try:
+            check()
+            outcomes.append(Outcome(title, "passed"))
+        except _Skip as skip:
+            outcomes.append(Outcome(title, "skipped", str(skip)))
+        except Exception as error:
+            reason = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            outcomes.append(Outcome(title, "failed", " ".join(reason.split())[:300]))
+            if check.__name__ in needed:
+                break
+    failed = [f"{o.name}: {o.detail}" for o in outcomes if o.status == "failed"]
+    if failed and raise_on_failure:
+        raise AssertionError(f"{name} fails {len(failed)} checks:\n" + "\n".join(failed))
+    return outcomes

@@ -1,0 +1,387 @@
+"""The noisebench command. Neither torch nor MLflow is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from noisebench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="Benchmarks for learning with noisy labels: the same noise for every method, statistics in the table.\n\n"
+    "Start with: noisebench leaderboard (the default board on scikit-learn's digits, about two minutes).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _names(what: str) -> Any:
+    def complete(incomplete: str) -> list[str]:
+        from noisebench import registry
+
+        known = registry.benchmarks() if what == "benchmark" else getattr(registry, f"{what}s")().entries
+        return [name for name in known if name.startswith(incomplete)]
+
+    return complete
+
+
+Out = Annotated[Path, typer.Option("--out", help="Where runs, tables and the MLflow store are written.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Datasets in torchvision's layout.", envvar="NOISEBENCH_DATA", show_envvar=True),
+]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision download a dataset that is missing.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the benchmark, e.g. --set recipe.epochs=30."),
+]
+DEFAULT_OUT = Path("noisebench-runs")
+
+
+class Source(str, Enum):
+    """Where a table can be rebuilt from."""
+
+    runs = "runs"
+    mlflow = "mlflow"
+
+
+@app.command()
+def leaderboard(
+    benchmark: Annotated[
+        str, typer.Argument(help="A shipped benchmark or a YAML file.", autocompletion=_names("benchmark"))
+    ] = "digits",
+    methods: Annotated[str | None, typer.Option(help="Only these rows, by commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="These seeds, by commas, e.g. 0,1,2,3,4.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every run (recipe.epochs).")] = None,
+    settings: Set = None,
+    jobs: Annotated[int | None, typer.Option(help="Cells at once; the CPU cores by default.", min=1)] = None,
+    out: Out = DEFAULT_OUT,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Device = "auto",
+    rebuild: Annotated[
+        Source | None, typer.Option(help="Run nothing: make the table from the run folders or from MLflow alone.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a leaderboard and print its table. Stopped or killed, the same command goes on from there."""
+    from noisebench import board
+    from noisebench.config import load_benchmark
+    from noisebench.executors import Place
+
+    extra = list(settings or [])
+    if seeds is not None:
+        extra.append(f"seeds=[{seeds}]")
+    if epochs is not None:
+        extra.append(f"recipe.epochs={epochs}")
+    config = load_benchmark(benchmark, extra)
+    if methods is not None:
+        wanted = [name.strip() for name in methods.split(",") if name.strip()]
+        rows = {row.label: row for row in config.methods}
+        for name in wanted:
+            if name not in rows:
+                raise unknown("--methods: row", name, rows)
+        config = config.model_copy(update={"methods": tuple(rows[name] for name in wanted)})
+    place = Place(out.absolute(), data_root.absolute() if data_root else None, download, device)
+    console = _console(stderr=as_json)
+    if rebuild is not None:
+        _show(board.rebuild(config, place.out, rebuild.value), as_json)
+        return
+    from noisebench.progress import BoardProgress
+
+    _stop_like_ctrl_c()
+    with BoardProgress(console, config) as progress:
+        try:
+            outcome = board.run_board(config, place, jobs, progress)
+        except KeyboardInterrupt:
+            progress.close()
+            console.print(f"\nStopped with {progress.summary()}. The same command goes on from there.")
+            raise typer.Exit(130) from None
+    _show(outcome.table, as_json)
+    folder = board.board_folder(config, out)
+    console.print(f"Tables: {folder}/leaderboard.csv, .json, .md, .tex", soft_wrap=True)
+    if outcome.unsent:
+        console.print(f"[yellow]MLflow:[/] {outcome.unsent}; the run folders are complete.", soft_wrap=True)
+    else:
+        from noisebench.tracking import store_uri
+
+        console.print(f"Curves: mlflow ui --backend-store-uri {store_uri(out)}", soft_wrap=True)
+    if outcome.failed:
+        _fail(f"{outcome.failed} of {len(outcome.results)} cells failed; the table's footer has the reasons", 1)
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Option(help="A method's name.", autocompletion=_names("method"))] = "ce",
+    dataset: Annotated[str, typer.Option(help="A dataset's name.", autocompletion=_names("dataset"))] = "digits",
+    noise: Annotated[str, typer.Option(help="A kind of noise; see noisebench list noise.")] = "symmetric",
+    rate: Annotated[float | None, typer.Option(help="The noise's rate.")] = None,
+    noise_option: Annotated[
+        list[str] | None, typer.Option("--noise-option", metavar="KEY=VALUE", help="e.g. include_true=true")
+    ] = None,
+    hparam: Annotated[
+        list[str] | None, typer.Option("--hparam", metavar="KEY=VALUE", help="A setting of the method.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the run and of the noise.", min=0)] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Epochs (recipe.epochs).")] = None,
+    settings: Set = None,
+    out: Out = DEFAULT_OUT,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run one method on one dataset under one noise; resumable like a board of one cell."""
+    from noisebench.config import Benchmark, build, check_names, override
+
+    if rate is None and noise in {"symmetric", "asymmetric", "pairflip", "instance"}:
+        rate = 0.4
+    data: dict[str, Any] = {
+        "name": "single-runs",
+        "datasets": [dataset],
+        "noise": [override({"kind": noise, "rate": rate}, noise_option or [])],
+        "seeds": [seed],
+        "methods": [{"name": method, "hparams": override({}, hparam or [])}],
+        "recipe": {} if epochs is None else {"epochs": epochs},
+    }
+    config = build(Benchmark, override(data, settings or []), "run")
+    check_names(config, "run")
+    from noisebench.board import check_settings
+    from noisebench.cell import run_cell
+
+    check_settings(config)
+    _stop_like_ctrl_c()
+    root = data_root.absolute() if data_root else None
+    (cell,) = config.cells()
+    try:
+        result = run_cell(cell, out.absolute(), root, download, device)
+    except KeyboardInterrupt:
+        _console(stderr=True).print("\nStopped. The same command goes on from the last checkpoint.")
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(result, indent=1))
+    elif result["status"] == "finished":
+        console = _console()
+        console.print(
+            f"[bold]{result['label']}[/] on {result['dataset']}, {result['noise']}, seed {seed}", highlight=False
+        )
+        for which, metrics in result["metrics"].items():
+            numbers = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k != "epoch")
+            name = "best (oracle)" if which == "best" else which
+            console.print(f"  {name:<14} epoch {metrics['epoch']:>3}: {numbers}", highlight=False, soft_wrap=True)
+        console.print(f"  {out / cell.folder()}", soft_wrap=True, highlight=False)
+    if result["status"] != "finished":
+        _fail(str(result["reason"]), 1)
+
+
+@app.command()
+def inject(
+    out: Annotated[Path, typer.Option(help="Folder for the artefact: noise.npz, noise.json, transition.png.")],
+    dataset: Annotated[str, typer.Option(help="A dataset's name.", autocompletion=_names("dataset"))] = "digits",
+    noise: Annotated[str, typer.Option(help="A kind of noise; see noisebench list noise.")] = "symmetric",
+    rate: Annotated[float | None, typer.Option(help="In [0, 1].")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="e.g. include_true=true")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw.", min=0)] = 0,
+    data_root: DataRoot = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Inject label noise into a dataset's training labels and store the artefact, readable by any code."""
+    from noisebench import registry
+    from noisebench.config import Noise, build, override
+
+    registry.datasets()[dataset]
+    spec = build(Noise, override({"kind": noise, "rate": rate}, option or []), "noise")
+    from noisebench import noise as noise_module
+    from noisebench.assembly import load_dataset, make_noise
+
+    data = load_dataset(dataset, data_root.absolute() if data_root else None, download)
+    made = make_noise(spec, data, seed)
+    noise_module.save(made, out, name=f"{dataset} {spec.label}", true_labels=data.train_labels)
+    noise_module.draw_transition(
+        made.transition, made.realised_transition(data.train_labels), out / "transition.png", data.classes
+    )
+    facts = {
+        "dataset": dataset,
+        "noise": spec.label,
+        "seed": seed,
+        "labels": len(made.labels),
+        "rate_asked": made.rate,
+        "rate_expected": made.expected_rate,
+        "rate_realised": made.realised_rate,
+        "sha256": made.sha256,
+        "folder": str(out),
+    }
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    asked = "none" if made.rate is None else f"{made.rate:.4f}"
+    print(f"{dataset}, {spec.label}, seed {seed}: {len(made.labels)} labels")
+    print(f"  rate asked     {asked}")
+    print(f"  wrong expected {made.expected_rate:.4f}   (share of wrong labels that T gives on these labels)")
+    print(f"  wrong realised {made.realised_rate:.4f}")
+    print(f"  sha256         {made.sha256}")
+    print(f"  {out}/noise.npz, noise.json, transition.png")
+
+
+class What(str, Enum):
+    """What can be listed."""
+
+    methods = "methods"
+    datasets = "datasets"
+    noise = "noise"
+    benchmarks = "benchmarks"
+    backbones = "backbones"
+
+
+@app.command("list")
+def list_(what: Annotated[What | None, typer.Argument(help="One kind only.")] = None, as_json: Json = False) -> None:
+    """List methods, datasets, kinds of noise, benchmarks and backbones."""
+    from noisebench.listing import everything
+
+    found = everything()
+    if what is not None:
+        found = {what.value: found[what.value], "problems": found["problems"]}
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    console = _console()
+    from rich.table import Table
+    from rich.text import Text
+
+    for kind, rows in found.items():
+        if kind == "problems":
+            continue
+        table = Table(title=kind, title_style="bold", title_justify="left", box=None, show_header=False, pad_edge=False)
+        for row in rows:
+            text = Text(row["summary"])
+            if row.get("origin", "noisebench") != "noisebench":
+                text.append(f"  ({row['origin']})", "dim")
+            table.add_row(Text(row["name"], "cyan"), text)
+        console.print(table)
+        console.print()
+    for problem in found["problems"]:
+        _console(stderr=True).print(f"[yellow]left out:[/] {problem}")
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A method or a dataset.", autocompletion=_names("method"))],
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Run the conformance suite on a method or a dataset and print each check."""
+    from noisebench import registry
+
+    known = {**registry.methods().entries, **registry.datasets().entries}
+    if name not in known:
+        raise unknown("method or dataset", name, known)
+    from noisebench import checks
+
+    if name in registry.methods().entries:
+        outcomes = checks.check_method(registry.methods()[name].load(), raise_on_failure=False)
+    else:
+        outcomes = checks.check_dataset(
+            registry.datasets()[name].load(), data_root.absolute() if data_root else None, raise_on_failure=False
+        )
+    if as_json:
+        print(json.dumps([outcome.__dict__ for outcome in outcomes], indent=1))
+    else:
+        console = _console()
+        for outcome in outcomes:
+            mark = {"passed": "[green]ok[/]  ", "failed": "[red]FAIL[/]", "skipped": "[yellow]skip[/]"}[outcome.status]
+            console.print(f"{mark} {outcome.name}", highlight=False)
+            if outcome.detail:
+                console.print(f"       {outcome.detail}", highlight=False, markup=False, soft_wrap=True)
+    failed = sum(outcome.status == "failed" for outcome in outcomes)
+    if failed:
+        _fail(f"{name}: {failed} of {len(outcomes)} checks failed", 1)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the method, e.g. my_method.")],
+    folder: Annotated[Path, typer.Option("--in", help="Where the package's folder is made.")] = Path(),
+) -> None:
+    """Write a working, installable plug-in package with a method and its test."""
+    from noisebench.scaffold import write_plugin
+
+    made = write_plugin(name, folder)
+    print(f"Wrote {made}. Next:")
+    print(f"  pip install -e {made}")
+    print(f"  noisebench check {name}")
+    print("  noisebench leaderboard --set 'methods=[ce, " + name + "]'")
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _show(table: Any, as_json: bool) -> None:
+    if as_json:
+        print(table.to_json())
+    else:
+        _console().print(table.to_rich())
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _stop_like_ctrl_c() -> None:
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"noisebench {version('noisebench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `noisebench list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

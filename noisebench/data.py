@@ -1,0 +1,387 @@
+"""Data: what a dataset file returns (`ImageData`), and the loader that turns it into batches on the device.
+
+A set that fits lives on the device as uint8 and a batch is one `index_select` (resident); a larger one is read by
+DataLoader workers and moved as uint8 (streaming). Everything after that is the same code with the same draws, so both
+give equal batches.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from noisebench.augment import Augmentation, Augmenter
+from noisebench.errors import UserError, unknown
+from noisebench.method import Batch
+
+__all__ = [
+    "Augmentation",
+    "ImageData",
+    "ImageSource",
+    "Images",
+    "Labels",
+    "Loader",
+    "Mode",
+    "image_shape",
+    "make_loader",
+]
+
+Mode = Literal["auto", "resident", "streaming"]
+Labels: TypeAlias = npt.NDArray[np.int64]
+
+_FLOAT_COPY_LIMIT = 256 * 2**20
+"""Bytes up to which a resident set is also kept normalised, for batches without augmentation."""
+
+
+class ImageSource(Protocol):
+    """Images that do not fit into memory: any map-style object."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> npt.NDArray[np.uint8]:
+        """Image `index`: uint8 [H, W, C], the same shape for all."""
+
+
+Images: TypeAlias = npt.NDArray[np.uint8] | ImageSource
+"""uint8 [N, H, W, C], `np.memmap` included, or an `ImageSource`."""
+
+
+def image_shape(images: Images, name: str = "images") -> tuple[int, int, int]:
+    """(C, H, W) of `images`.
+
+    Raises:
+        UserError: no images, not uint8, or not [N, H, W, C]; `name` is what the message calls them.
+    """
+    if len(images) == 0:
+        raise UserError(f"{name} is empty")
+    first = np.asarray(images[0])
+    if first.dtype != np.uint8 or first.ndim != 3:
+        raise UserError(f"{name} holds {first.dtype} images of shape {list(first.shape)}; give uint8 [H, W, C]")
+    height, width, channels = first.shape
+    return channels, height, width
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageData:
+    """A dataset, as a dataset file's ``load(root, download=False)`` returns it.
+
+    Attributes:
+        train_images: uint8 [N, H, W, C] (`np.memmap` included), or an `ImageSource` where that does not fit.
+        train_labels: int64 [N], in 0..num_classes-1.
+        test_images: as `train_images`, of the same H, W and C.
+        test_labels: int64 [M].
+        num_classes: K.
+        classes: their K names.
+        mean: per channel, for pixels in [0, 1].
+        std: per channel, above 0.
+        class_map: the usual asymmetric noise, {true class: class it is taken for}; empty if there is none.
+
+    Raises:
+        UserError: a shape, a dtype or a class does not fit; the message names the attribute.
+    """
+
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
+    num_classes: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_map: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = image_shape(self.train_images, "train_images")
+        test_shape = image_shape(self.test_images, "test_images")
+        if shape != test_shape:
+            raise UserError(f"test_images are {test_shape} (C, H, W), but train_images are {shape}; give equal shapes")
+        if len(self.classes) != self.num_classes:
+            raise UserError(f"classes has {len(self.classes)} names; give num_classes = {self.num_classes}")
+        self._check_labels("train_labels", self.train_labels, len(self.train_images))
+        self._check_labels("test_labels", self.test_labels, len(self.test_images))
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != shape[0]:
+                raise UserError(f"{name} has {len(values)} values; give one for each of the {shape[0]} channels")
+        Augmentation(mean=self.mean, std=self.std)  # checks the values
+        strangers = {c for pair in self.class_map.items() for c in pair if not 0 <= c < self.num_classes}
+        if strangers:
+            raise UserError(f"class_map names class {min(strangers)}; give classes in 0..{self.num_classes - 1}")
+
+    def _check_labels(self, name: str, labels: Labels, count: int) -> None:
+        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (count,):
+            found = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, np.ndarray) else type(labels).__name__
+            raise UserError(f"{name} is {found}; give an int64 array [{count}], a label for each image")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.num_classes:
+            wrong = low if low < 0 else high
+            raise UserError(f"{name} holds class {wrong}; give classes in 0..{self.num_classes - 1}")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return image_shape(self.train_images)
+
+
+class _Resident:
+    """Images kept on the device."""
+
+    def __init__(self, images: npt.NDArray[np.uint8], device: torch.device) -> None:
+        # np.array copies: torch must neither alias the caller's array nor read a memmap anew for every batch.
+        self.images = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C")).to(device)
+
+    def fetch(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """uint8 [B, C, H, W] for each of `chunks`, int64 [B], all on the device."""
+        return (self.images.index_select(0, chunk) for chunk in chunks)
+
+
+class _Reader(Dataset[Tensor]):
+    """Reads a batch of images at once; runs in the workers."""
+
+    def __init__(self, images: Images, positions: Labels | None) -> None:
+        self.images, self.positions = images, positions
+
+    def __getitem__(self, index: Labels) -> Tensor:
+        if self.positions is not None:
+            index = self.positions[index]
+        if isinstance(self.images, np.ndarray):
+            batch = self.images[index]
+        else:
+            batch = np.stack([self.images[int(i)] for i in index])
+            if batch.dtype != np.uint8 or batch.ndim != 4:
+                raise UserError(
+                    f"images[i] gave {batch.dtype} {list(batch.shape[1:])} among {index[:3]}...; give uint8 [H, W, C]"
+                )
+        return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+
+
+class _Chunks(Sampler[Any]):
+    """The batches of the coming epoch; replaced between epochs, because persistent workers keep their sampler."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Labels] = []
+
+    def __iter__(self) -> Iterator[Labels]:
+        return iter(self.chunks)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+
+class _Streaming:
+    """Images read by worker processes, one DataLoader for each epoch that is open at the same time."""
+
+    def __init__(self, reader: _Reader, device: torch.device, workers: int) -> None:
+        self.reader, self.device, self.workers = reader, device, workers
+        self._idle: list[tuple[DataLoader[Tensor], _Chunks]] = []
+
+    def _new(self) -> tuple[DataLoader[Tensor], _Chunks]:
+        chunks = _Chunks()
+        # fork shares the images with the workers; any other start method would pickle them.
+        fork = self.workers > 0 and "fork" in multiprocessing.get_all_start_methods()
+        loader: DataLoader[Tensor] = DataLoader(
+            self.reader,
+            batch_size=None,
+            sampler=chunks,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # or every epoch would draw from torch's global one
+            multiprocessing_context="fork" if fork else None,
+        )
+        return loader, chunks
+
+    def fetch(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """uint8 [B, C, H, W] for each of `chunks`, int64 [B], all on the device."""
+        loader, sampler = self._idle.pop() if self._idle else self._new()
+        order = torch.cat(list(chunks)).cpu()  # in one copy, for each makes the device wait
+        sampler.chunks = [chunk.numpy() for chunk in torch.split(order, len(chunks[0]))]
+        for batch in loader:
+            yield batch.to(self.device, non_blocking=True)
+        self._idle.append((loader, sampler))  # not after a break: what was prefetched goes with its workers
+
+
+class Loader:
+    """Batches of a training set with its noisy labels, on the device; see `make_loader`.
+
+    Without shuffling and augmentation it serves a test set as well.
+    """
+
+    def __init__(
+        self, source: _Resident | _Streaming, labels: Tensor, augmentation: Augmentation, channels_last: bool
+    ) -> None:
+        self.labels = labels
+        self.augmentation = augmentation
+        self._source = source
+        self._augmenter = Augmenter(augmentation, labels.device, channels_last=channels_last)
+        self._channels_last = channels_last
+        self._floats: Tensor | None = None
+
+    def __len__(self) -> int:
+        """The number of samples N."""
+        return len(self.labels)
+
+    @property
+    def resident(self) -> bool:
+        """Whether the images live on the device."""
+        return isinstance(self._source, _Resident)
+
+    def normalised(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Images uint8 [B, H, W, C], from anywhere -> normalised float32 [B, C, H, W] on the device."""
+        batch = torch.as_tensor(images, device=self.labels.device)
+        return self._augmenter.normalised(batch.permute(0, 3, 1, 2))
+
+    def batches(
+        self,
+        indices: Tensor | None = None,
+        *,
+        views: int = 1,
+        augment: bool = True,
+        shuffle: bool = True,
+        batch_size: int,
+        order_seed: int,
+        augment_seed: int,
+    ) -> Iterator[Batch]:
+        """One pass over the set or a part of it. Passes may be open at the same time.
+
+        Args:
+            indices: positions in the set, int64 [n]; None for all.
+            views: independently augmented views of each image, stacked in front if more than one.
+            augment: False only normalises.
+            shuffle: True draws an order and drops a ragged tail (BatchNorm fails on one sample), unless it is all
+                there is; False keeps the order and the tail.
+            batch_size: B.
+            order_seed: of the order, which is the same on every device.
+            augment_seed: of the augmentation, whose draws are the same on every device of a kind.
+
+        Yields:
+            `Batch`: x float32 [B, C, H, W], or [views, B, C, H, W]; y and index int64 [B].
+
+        Raises:
+            UserError: a size below 1, or indices that are not int64 positions in the set. Raised by the call.
+        """
+        for name, value in (("batch_size", batch_size), ("views", views)):
+            if value < 1:
+                raise UserError(f"{name} is {value}; give 1 or more")
+        order = self._positions(indices)
+        if shuffle:
+            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(order_seed))]
+            if len(order) > batch_size:
+                order = order[: len(order) // batch_size * batch_size]
+        if len(order) == 0:
+            return iter(())
+        chunks = torch.split(order.to(self.labels.device), batch_size)
+        if augment and self.augmentation.random:
+            return self._augmented(chunks, views, augment_seed)
+        return self._plain(chunks, views)
+
+    def _positions(self, indices: Tensor | None) -> Tensor:
+        """`indices`, checked, on the CPU."""
+        if indices is None:
+            return torch.arange(len(self))
+        if indices.dtype != torch.int64 or indices.ndim != 1:
+            raise UserError(f"indices is {indices.dtype} {list(indices.shape)}; give int64 positions [n]")
+        indices = indices.cpu()
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise UserError(
+                f"indices range over {int(indices.min())}..{int(indices.max())}; give positions in 0..{len(self) - 1}"
+            )
+        return indices
+
+    def _augmented(self, chunks: Sequence[Tensor], views: int, seed: int) -> Iterator[Batch]:
+        generator = torch.Generator(self.labels.device).manual_seed(seed)
+        # strict: without it zip would never run the code behind the last yield of fetch.
+        for chunk, images in zip(chunks, self._source.fetch(chunks), strict=True):
+            draws = self.augmentation.draw(views * len(chunk), generator)
+            x = self._augmenter(images.repeat(views, 1, 1, 1) if views > 1 else images, draws)
+            yield Batch(x.view(views, -1, *x.shape[1:]) if views > 1 else x, self.labels.index_select(0, chunk), chunk)
+
+    def _plain(self, chunks: Sequence[Tensor], views: int) -> Iterator[Batch]:
+        floats = self._normalised_set()
+        if floats is None:
+            batches: Iterator[Tensor] = map(self._augmenter.normalised, self._source.fetch(chunks))
+        else:
+            batches = (floats.index_select(0, chunk) for chunk in chunks)
+        for chunk, x in zip(chunks, batches, strict=True):
+            stacked = x if views == 1 else torch.stack([x] * views)
+            yield Batch(stacked, self.labels.index_select(0, chunk), chunk)
+
+    def _normalised_set(self) -> Tensor | None:
+        """All images as they are without augmentation, [N, C, H, W], if that is small: a batch is one operation."""
+        if not isinstance(self._source, _Resident) or self._channels_last:  # index_select loses channels_last
+            return None
+        images = self._source.images
+        if self._floats is None and 4 * images.numel() <= _FLOAT_COPY_LIMIT:
+            self._floats = self._augmenter.normalised(images)
+        return self._floats
+
+
+def make_loader(
+    images: Images,
+    labels: Tensor,
+    *,
+    device: torch.device | str,
+    augmentation: Augmentation,
+    positions: Tensor | None = None,
+    mode: Mode = "auto",
+    workers: int = 2,
+    channels_last: bool = False,
+) -> Loader:
+    """A `Loader` of images with their noisy labels.
+
+    Args:
+        images: uint8 [N, H, W, C], or an `ImageSource`.
+        labels: noisy labels, int64 [N].
+        device: where batches go.
+        augmentation: of training batches; its mean and std are used for all.
+        positions: int64 [N], the images to use, where the set is a part of `images`: `images[positions]` would read a
+            memmap into memory.
+        mode: "resident" keeps the images on the device, "streaming" reads them anew in every epoch, "auto" is resident
+            for an array that takes less than half of the device's free memory. Batches are the same.
+        workers: processes that read ahead when streaming; 0 reads in this one.
+        channels_last: whether x is in ``torch.channels_last``.
+
+    Raises:
+        UserError: images, labels, mode, workers or the augmentation's channels do not fit; the message names which.
+    """
+    channels, height, width = image_shape(images)
+    device = torch.device(device)
+    part = None if positions is None else positions.numpy()
+    count = len(images) if part is None else len(part)
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise UserError(f"labels is {labels.dtype} {list(labels.shape)}; give int64 [{count}], a label for each image")
+    if len(augmentation.mean) != channels:
+        raise UserError(f"augmentation has mean and std of {len(augmentation.mean)} channels; images have {channels}")
+    if workers < 0:
+        raise UserError(f"workers is {workers}; give 0 or more")
+    if mode not in ("auto", "resident", "streaming"):
+        raise unknown("mode", mode, ("auto", "resident", "streaming"))
+    array = images if isinstance(images, np.ndarray) else None
+    if mode == "resident" and array is None:
+        raise UserError(f"mode 'resident' needs images as an array, not {type(images).__name__}; use 'streaming'")
+    fits = 2 * count * channels * height * width < _free_bytes(device)
+    source: _Resident | _Streaming
+    if array is not None and (mode == "resident" or (mode == "auto" and fits)):
+        source = _Resident(array if part is None else array[part], device)
+    else:
+        source = _Streaming(_Reader(images, part), device, workers)
+    return Loader(source, labels.to(device), augmentation, channels_last)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Free memory of the device; of the host where the device has none of its own."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # counts what the page cache would give back, which sysconf does not
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,0 +1,24 @@
+"""The one exception that a user's mistake raises: a single clear line, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave. The message is one line: what was wrong, where, what would be right."""
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for a name that is not among `known`, with the nearest names.
+
+    Args:
+        what: what kind of thing was named, with its place, e.g. ``"methods[2]: method"``.
+        name: the name that was given.
+        known: every name that would have been right.
+    """
+    options = sorted(known)
+    near = difflib.get_close_matches(str(name), options, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(options)}"
+    return UserError(f"{what} '{name}' is unknown; {hint}")

@@ -1,0 +1,108 @@
+"""Where cells run: long-lived local worker processes. Imports neither torch nor MLflow itself."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from noisebench.config import Cell
+
+MAX_DEATHS = 3
+"""A cell whose worker died so often (out of memory, say) is given up."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a worker must know beside the cell: where to write, where data lies, on what to compute."""
+
+    out: Path
+    data_root: Path | None = None
+    download: bool = False
+    accelerator: str = "auto"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        # A killed driver must not leave workers behind that hold its run folders.
+        wait([parent.sentinel])  # type: ignore[union-attr]
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=follow, daemon=True).start()
+
+
+def _work(cell: Cell, place: Place) -> dict[str, Any]:
+    from noisebench.cell import run_cell
+
+    return run_cell(cell, place.out, place.data_root, place.download, place.accelerator)
+
+
+def run_local(
+    cells: list[Cell], place: Place, jobs: int, idle: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Run cells in `jobs` worker processes; yields each with its result as it ends.
+
+    A worker that dies is replaced and its cell taken up again from its checkpoint, up to `MAX_DEATHS` times.
+
+    Args:
+        cells: what to run, in this order.
+        place: where.
+        jobs: how many at once.
+        idle: called several times a second while waiting (progress display).
+    """
+    left = list(cells)
+    deaths: dict[str, int] = {}
+    while left:
+        workers = min(jobs, len(left))
+        context = multiprocessing.get_context("spawn")
+        pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        try:
+            queue = iter(left)
+            running: dict[concurrent.futures.Future[dict[str, Any]], Cell] = {}
+
+            def submit_next() -> None:
+                # One cell a worker: a pool that breaks then points at the few cells that were running.
+                cell = next(queue, None)  # noqa: B023
+                if cell is not None:
+                    running[pool.submit(_work, cell, place)] = cell  # noqa: B023
+
+            for _ in range(workers):
+                submit_next()
+            while running:
+                done, _ = concurrent.futures.wait(running, 0.2, concurrent.futures.FIRST_COMPLETED)
+                idle()
+                for future in done:
+                    result = future.result()
+                    cell = running.pop(future)
+                    left.remove(cell)
+                    submit_next()
+                    yield cell, result
+        except BrokenProcessPool:
+            for cell in running.values():
+                key = cell.fingerprint()
+                deaths[key] = deaths.get(key, 0) + 1
+                if deaths[key] >= MAX_DEATHS:
+                    left.remove(cell)
+                    reason = f"its worker process died {MAX_DEATHS} times (out of memory? see dmesg); try --jobs 1"
+                    yield cell, {"status": "failed", "reason": reason}
+        finally:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)

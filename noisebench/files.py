@@ -1,0 +1,38 @@
+"""Files that are never half written: made aside, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace `file` as a whole; on an error the old one stays and nothing else is left."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        aside.replace(file)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def write_json(file: Path, value: Any) -> None:
+    """`value` as JSON, as a whole."""
+    write_text(file, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no file or no whole one."""
+    with suppress(FileNotFoundError, json.JSONDecodeError):
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    return None

@@ -1,0 +1,95 @@
+"""`fit`: one run from Python, in memory or stored like a cell of a board."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from noisebench.assembly import Setup, load_dataset, make_hparams, make_noise, method_class
+from noisebench.board import data_root_from
+from noisebench.cell import summarise, weights_sha256
+from noisebench.config import Noise, Recipe, build
+from noisebench.data import ImageData
+from noisebench.errors import UserError
+from noisebench.method import Method
+from noisebench.noise import NoisyLabels
+
+
+@dataclass
+class Result:
+    """A finished run.
+
+    Attributes:
+        metrics: {"last": {...}, "selected": {...}, "best": {...}}, each with accuracy, nll, ece, memorised, epoch.
+        history: one entry an epoch: {"epoch": 1.., "metrics": {...}}.
+        method: the trained method, for `predict`; noise: the labels it was trained on.
+        weights_sha256: of all that it learned.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    history: list[dict[str, Any]]
+    method: Method = field(repr=False)
+    noise: NoisyLabels = field(repr=False)
+    weights_sha256: str = ""
+
+
+class Memory:
+    """A journal that keeps the history, and the states if asked."""
+
+    def __init__(self, keep_states: bool = False) -> None:
+        self.history: list[dict[str, Any]] = []
+        self.states: list[dict[str, Any]] = []
+        self._keep = keep_states
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Keep the line."""
+        self.history.append({"epoch": epoch, "metrics": metrics})
+
+    def checkpoint(self, state: dict[str, Any], last: bool) -> None:
+        """Keep the state."""
+        if self._keep:
+            self.states.append(state)
+
+
+def fit(
+    method: str | type[Method],
+    dataset: str | ImageData,
+    noise: str = "none",
+    rate: float | None = None,
+    *,
+    seed: int = 0,
+    hparams: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None = None,
+    noise_options: dict[str, Any] | None = None,
+    data_root: str | Path | None = None,
+    device: str = "auto",
+) -> Result:
+    """Train one method on one dataset under one noise, in memory.
+
+    Args:
+        method: a registered name or a `Method` class.
+        dataset: a registered name or an `ImageData`.
+        noise: a kind of noisebench.noise.KINDS; rate: in [0, 1].
+        seed: of the run and of the noise.
+        hparams: the method's settings where they differ from the defaults.
+        recipe: keys of a benchmark's recipe where they differ from the defaults, e.g. ``{"epochs": 10}``.
+        noise_options: the kind's own options, e.g. ``{"include_true": True}``.
+        data_root: torchvision's layout; NOISEBENCH_DATA by default.
+        device: "auto", "cpu", "cuda".
+
+    Raises:
+        UserError: anything wrong in the arguments. TrainingFailed: the loss became NaN or infinite.
+    """
+    cls = method_class(method) if isinstance(method, str) else method
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UserError(f"method: expected a name or a Method class, got {method!r}")
+    settings = make_hparams(cls, hparams or {}, f"method '{cls.name}'")
+    data = load_dataset(dataset, data_root_from(data_root)) if isinstance(dataset, str) else dataset
+    spec: Noise = build(Noise, {"kind": noise, "rate": rate, **(noise_options or {})}, "noise")
+    noisy = make_noise(spec, data, seed)
+    transition = noisy.transition if data.num_classes <= 1000 else None
+    setup = Setup(cls, settings, data, noisy.labels, build(Recipe, recipe or {}, "recipe"), seed, transition, device)
+    journal = Memory()
+    setup.train(journal)
+    return Result(summarise(journal.history), journal.history, setup.method, noisy, weights_sha256(setup.method))

@@ -1,0 +1,32 @@
+"""What `noisebench list` shows, read without importing torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from noisebench import noise, registry
+from noisebench.config import parse_yaml
+
+
+def everything() -> dict[str, Any]:
+    """Methods, datasets, kinds of noise, benchmarks and backbones with a line each, and what was left out."""
+    benchmarks = []
+    for name, path in registry.benchmarks().items():
+        data = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+        benchmarks.append({"name": name, "summary": data.get("title", "")})
+    return {
+        "methods": [_row(entry, "paper") for entry in registry.methods().entries.values()],
+        "datasets": [_row(entry, "LICENCE", "SOURCE") for entry in registry.datasets().entries.values()],
+        "noise": [{"name": kind, "summary": str(about)} for kind, about in noise.KINDS.items()],
+        "benchmarks": benchmarks,
+        "backbones": [
+            *({"name": name, "summary": ""} for name in registry.backbone_names()),
+            {"name": "timm:NAME", "summary": "any model of timm, e.g. timm:resnet50"},
+        ],
+        "problems": [*registry.methods().problems, *registry.datasets().problems],
+    }
+
+
+def _row(entry: registry.Entry, *constants: str) -> dict[str, Any]:
+    known = {key.lower(): entry.constants[key] for key in constants if key in entry.constants}
+    return {"name": entry.name, "summary": entry.summary, "origin": entry.origin, **known}

@@ -1,0 +1,191 @@
+"""The contract of a method for learning with noisy labels: `Method`, `Batch`, `Task` and the settings' types.
+
+The training loop, which calls a method and is the same for all of them, is this (training.py has it in full)::
+
+    torch.manual_seed(stream(seed, "init"))
+    method = MyMethod(MyMethod.Hparams(...))
+    method.build(task)                                  # networks, buffers
+    for epoch in range(epochs):
+        set the learning rate of every parameter group  # recipe's schedule x the group's lr_scale
+        method.train()
+        for batch in method.epoch(run):                 # default: yield from run.loader()
+            method.step(batch, run)                     # default: run.optimize(method.loss(batch, run))
+            method.after_step(batch, run)               # e.g. project a parameter, update an average
+        method.eval()
+        evaluate method.predict(x) on the noisy validation split and on the test set
+        save state_dict() of the method and of the optimiser, if it is time
+
+Everything a method learns is a parameter or a buffer, so that a checkpoint is complete without the method's help.
+Random numbers come from `run.generator` (on the device) or from torch's global generator; both are set at the start
+of every epoch from the run's seed, so that a resumed run draws the same numbers.
+
+A method sees noisy labels only. What else it needs (the true transition matrix, for one) it names in `needs`; the
+harness hands that over in `Task`, and the leaderboard marks the row as privileged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from noisebench.errors import UserError
+
+if TYPE_CHECKING:
+    from noisebench.training import Run
+
+Epochs = int | float
+"""A point in a run or a length of it: an `int` counts epochs, a `float` in [0, 1] is a share of the run's epochs."""
+
+MethodName = str
+"""The name of another method, as a setting (`ensemble`'s member): its code counts in the run's fingerprint too."""
+
+
+class Batch(NamedTuple):
+    """One batch of training samples, on the device.
+
+    Attributes:
+        x: images, float32 [B, C, H, W], augmented and normalised; [views, B, C, H, W] if more than one view was asked.
+        y: noisy labels, int64 [B].
+        index: positions in the training set, int64 [B], in 0..num_train-1; for a state per sample.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a batch
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method may know of its task when it builds its networks.
+
+    Attributes:
+        num_classes: K.
+        num_train: N, the size of the training split (validation excluded).
+        image_shape: (C, H, W).
+        feature_dim: D, the size of the features that a backbone gives.
+        make_backbone: makes a new backbone; use `backbone()`.
+        given: what the method's `needs` asked for: "transition" is the true T, float64 [K, K], rows sum to one.
+    """
+
+    num_classes: int
+    num_train: int
+    image_shape: tuple[int, int, int]
+    feature_dim: int
+    make_backbone: Callable[[], nn.Module]
+    given: dict[str, Tensor] = field(default_factory=dict)
+
+    def backbone(self) -> nn.Module:
+        """A new backbone of the board's kind: [B, C, H, W] -> features [B, D]."""
+        return self.make_backbone()
+
+    def classifier(self) -> nn.Module:
+        """A new backbone with a linear head: [B, C, H, W] -> logits [B, K]."""
+        return nn.Sequential(self.backbone(), nn.Linear(self.feature_dim, self.num_classes))
+
+
+class Method(nn.Module):
+    """A method for learning with noisy labels; subclass it, set `name`, and write `build`, `loss` and `predict`.
+
+    Class attributes:
+        name: what users write; classes without one are parts, not methods.
+        paper: citation, one line.
+        needs: what beyond noisy labels the method must be given ("transition"); marks the row as privileged.
+        stochastic: why `predict` depends on how samples are batched, if it does (Monte Carlo); else empty.
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+    stochastic: ClassVar[str] = ""
+    hparams: Any  # a subclass with settings narrows this: `hparams: Hparams`
+
+    @dataclass(frozen=True)
+    class Hparams:
+        """Settings with their defaults; a subclass writes its own frozen dataclass of this name."""
+
+    def __init__(self, hparams: Any = None) -> None:
+        """Store the settings, nothing else; `build` makes the networks."""
+        super().__init__()
+        self.hparams = self.Hparams() if hparams is None else hparams
+
+    @classmethod
+    def needs_with(cls, hparams: Any) -> tuple[str, ...]:
+        """What it needs under these settings; `needs`, unless a setting names another method."""
+        return cls.needs
+
+    def build(self, task: Task) -> None:
+        """Make networks and buffers. Called once, with torch's global generator at the stream "init"."""
+        raise NotImplementedError(f"{type(self).__name__}.build")
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimiser: {"params": [...]}, with `lr_scale` and `weight_decay` where they differ."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def epoch(self, run: Run) -> Iterator[Batch]:
+        """The batches of one epoch. Code before the first yield starts the epoch, code after the last one ends it."""
+        yield from run.loader()
+
+    def loss(self, batch: Batch, run: Run) -> Tensor:
+        """The loss of a batch: a scalar with a gradient."""
+        raise NotImplementedError(f"{type(self).__name__}.loss")
+
+    def step(self, batch: Batch, run: Run) -> None:
+        """One update. Override for meta-gradients or several passes (SAM)."""
+        run.optimize(self.loss(batch, run))
+
+    def after_step(self, batch: Batch, run: Run) -> None:
+        """Whatever must follow an update, e.g. a projection."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Class probabilities [B, K] of images [B, C, H, W]; called in eval mode without gradient."""
+        raise NotImplementedError(f"{type(self).__name__}.predict")
+
+    # Optional, used by reports; a method that does not offer one leaves it as it is.
+
+    def noise_scores(self, run: Run) -> Tensor | None:
+        """How suspect each training label is, float [N], larger = more likely wrong."""
+        return None
+
+    def transition(self) -> Tensor | None:
+        """The method's estimate of T, [K, K], T[i, j] = P(noisy j | true i)."""
+        return None
+
+    def covariance(self, x: Tensor) -> Tensor | None:
+        """Covariance of the latent noise at x, [B, K, K]."""
+        return None
+
+
+def epochs_from(value: Epochs, total: int) -> int:
+    """`value` as a number of epochs of a run of `total`: an int as it is, a float as a share, rounded.
+
+    Raises:
+        UserError: negative, or a float above 1.
+    """
+    if isinstance(value, bool) or value < 0 or (isinstance(value, float) and value > 1):
+        raise UserError(
+            f"{value!r} is no number of epochs: give an int >= 0, or a float in [0, 1] for a share of the run"
+        )
+    return round(value * total) if isinstance(value, float) else value
+
+
+class Classifier(Method):
+    """A method with one network, `self.net`, that gives logits; most methods start from it."""
+
+    net: nn.Module
+
+    def build(self, task: Task) -> None:
+        """One backbone with a linear head."""
+        self.net = task.classifier()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        logits: Tensor = self.net(x)
+        return logits
+
+    def predict(self, x: Tensor) -> Tensor:
+        """softmax(logits) [B, K]."""
+        return torch.softmax(self(x).float(), dim=1)

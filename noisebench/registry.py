@@ -1,0 +1,212 @@
+"""Names to methods and datasets: files in methods/ and datasets/ here, entry points elsewhere, all equal.
+
+Names, summaries and the code that counts in a fingerprint are read from the sources with `ast`, without importing
+them, so that listing and placing cells cost neither torch nor a plug-in's imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from noisebench.errors import UserError, unknown
+
+PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered method or dataset.
+
+    Attributes:
+        name: what users write.
+        summary: first line of its docstring; empty where the source cannot be read.
+        origin: "noisebench", or the distribution that declares the entry point.
+        module: what to import.
+        attribute: the class within it; empty for a dataset that is a module.
+        source: its file, or None where it cannot be found without importing.
+        constants: literal module or class constants by name, for `noisebench list`.
+    """
+
+    name: str
+    summary: str
+    origin: str
+    module: str
+    attribute: str
+    source: Path | None
+    constants: dict[str, Any]
+
+    def load(self) -> Any:
+        """Import it.
+
+        Raises:
+            UserError: the import failed; names the plug-in and the reason.
+        """
+        try:
+            module = importlib.import_module(self.module)
+            return getattr(module, self.attribute) if self.attribute else module
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"'{self.name}' ({self.origin}) cannot be imported: {reason}") from error
+
+    def code(self) -> str:
+        """SHA-256 of the code that gives its results: comments, docstrings and layout do not count."""
+        if self.source is None:
+            return "unknown"
+        files = [self.source]
+        if self.origin != "noisebench" and (self.source.parent / "__init__.py").exists():
+            files = sorted(self.source.parent.rglob("*.py"))  # a plug-in may spread over its package
+        return _code_of(tuple(files))
+
+
+@cache
+def _code_of(files: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body:
+                first = body[0]
+                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                    node.body = body[1:] or [ast.Pass()]
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()
+
+
+def _constants(body: list[ast.stmt]) -> dict[str, Any]:
+    found = {}
+    for node in body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and getattr(node, "value", None) is not None:
+            try:
+                found[target.id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+            except (ValueError, TypeError):
+                continue
+    return found
+
+
+def _summary(node: ast.Module | ast.ClassDef) -> str:
+    return (ast.get_docstring(node) or "").split("\n", 1)[0]
+
+
+def _methods_of(file: Path, module: str) -> Iterator[Entry]:
+    for node in ast.parse(file.read_text(encoding="utf-8"), filename=str(file)).body:
+        if isinstance(node, ast.ClassDef):
+            constants = _constants(node.body)
+            name = constants.get("name")
+            if isinstance(name, str) and name:
+                yield Entry(name, _summary(node), "noisebench", module, node.name, file, constants)
+
+
+def _dataset_of(file: Path, module: str) -> Iterator[Entry]:
+    tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    yield Entry(file.stem, _summary(tree), "noisebench", module, "", file, _constants(tree.body))
+
+
+def _source_of(module: str) -> Path | None:
+    """The file of a module, found without importing it or its parents."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin else None
+    for folder in spec.submodule_search_locations or ():
+        base = Path(folder).joinpath(*rest)
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.exists():
+                return file
+    return None
+
+
+def _from_entry_point(point: metadata.EntryPoint, what: str) -> Entry:
+    source = _source_of(point.module)
+    origin = point.dist.name if point.dist else "entry point"
+    summary, constants = "", {}
+    if source is not None:
+        try:
+            tree = ast.parse(source.read_text(encoding="utf-8"))
+            classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == point.attr]
+            node: ast.Module | ast.ClassDef = classes[0] if classes else tree
+            summary, constants = _summary(node), _constants(node.body)
+        except SyntaxError:
+            summary = f"(this {what}'s source does not parse)"
+    return Entry(point.name, summary, origin, point.module, point.attr or "", source, constants)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All entries of one kind, and what went wrong while reading them."""
+
+    what: str
+    entries: dict[str, Entry]
+    problems: list[str]
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry of that name.
+
+        Raises:
+            UserError: unknown, with the nearest names.
+        """
+        if name not in self.entries:
+            raise unknown(self.what, name, self.entries)
+        return self.entries[name]
+
+
+@cache
+def _registry(what: str) -> Registry:
+    entries: dict[str, Entry] = {}
+    problems: list[str] = []
+    reader = _methods_of if what == "method" else _dataset_of
+    for file in sorted((PACKAGE / f"{what}s").glob("*.py")):
+        try:
+            found = list(reader(file, f"noisebench.{what}s.{file.stem}"))
+        except SyntaxError as error:
+            problems.append(f"{what}s/{file.name}, line {error.lineno}: {error.msg}; the others go on")
+            continue
+        for entry in found:
+            if entry.name in entries:
+                problems.append(f"{what} '{entry.name}' is in {entries[entry.name].source} and again in {file}")
+            else:
+                entries[entry.name] = entry
+    for point in sorted(metadata.entry_points(group=f"noisebench.{what}s"), key=lambda p: (p.name, p.value)):
+        entry = _from_entry_point(point, what)
+        if point.name not in entries:
+            entries[point.name] = entry
+        elif (entries[point.name].module, entries[point.name].attribute) != (entry.module, entry.attribute):
+            problems.append(f"{what} '{point.name}' of {entry.origin} is left out: {entries[point.name].origin} has it")
+    return Registry(what, entries, problems)
+
+
+def methods() -> Registry:
+    """Every registered method."""
+    return _registry("method")
+
+
+def datasets() -> Registry:
+    """Every registered dataset."""
+    return _registry("dataset")
+
+
+def benchmarks() -> dict[str, Path]:
+    """The shipped benchmarks: name -> YAML file."""
+    return {file.stem: file for file in sorted((PACKAGE / "benchmarks").glob("*.yaml"))}
+
+
+def backbone_names() -> tuple[str, ...]:
+    """The backbones of noisebench.nn by name, read without importing torch."""
+    source = (PACKAGE / "nn" / "backbones.py").read_text(encoding="utf-8")
+    names: tuple[str, ...] = _constants(ast.parse(source).body)["BACKBONE_NAMES"]
+    return names

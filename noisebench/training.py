@@ -1,0 +1,268 @@
+"""`Run`, what a method sees of its training, and the only training loop."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import lightning_fabric
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from noisebench.config import Recipe, Schedule
+from noisebench.data import Loader
+from noisebench.errors import UserError
+from noisebench.evaluation import EVALUATION_BATCH, Evaluator
+from noisebench.method import Batch, Epochs, Method, epochs_from
+from noisebench.streams import stream
+
+
+class TrainingFailed(Exception):
+    """A cell that cannot go on: the reason, with epoch and step where there is one."""
+
+
+def learning_rate_factor(schedule: Schedule, epoch: int, epochs: int) -> float:
+    """What the base rate is multiplied with in an epoch (0-based).
+
+    Warm-up is linear and reaches 1 in its last epoch; cosine runs from the end of the warm-up and would be 0 one epoch
+    after the last; a milestone m takes effect in epoch m, the (m+1)-th.
+    """
+    warmup = epochs_from(schedule.warmup, epochs)
+    if epoch < warmup:
+        return (epoch + 1) / (warmup + 1)
+    if schedule.kind == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
+    if schedule.kind == "multistep":
+        passed = sum(epoch >= epochs_from(m, epochs) for m in schedule.milestones)
+        return float(schedule.gamma**passed)
+    return 1.0
+
+
+class Run:
+    """One training run, as its method sees it.
+
+    Attributes:
+        epoch: the current epoch, 0-based; epochs: how many there are.
+        step: updates since the start of the run.
+        device: where batches live.
+        generator: random numbers on the device for the method's own draws; set anew every epoch.
+    """
+
+    def __init__(
+        self, method: Method, recipe: Recipe, loader: Loader, seed: int, fabric: lightning_fabric.Fabric
+    ) -> None:
+        """Make the optimiser over the method's parameter groups; the method is built and on the device."""
+        self.epochs = recipe.epochs
+        self.epoch = 0
+        self.step = 0
+        self.device = fabric.device
+        self.generator = torch.Generator(device=self.device)
+        self._method = method
+        self._recipe = recipe
+        self._loader = loader
+        self._seed = seed
+        self._fabric = fabric
+        self._calls = 0
+        self._losses: list[Tensor] = []
+        self._logged: dict[str, list[Tensor]] = {}
+        self._make_optimizer()
+
+    # ------------------------------------------------------------------------------- what methods call
+
+    def loader(
+        self,
+        indices: Tensor | None = None,
+        views: int = 1,
+        augment: bool = True,
+        shuffle: bool = True,
+        batch_size: int | None = None,
+    ) -> Iterator[Batch]:
+        """Batches of the training set.
+
+        Args:
+            indices: positions to draw from, int64 [n]; all by default.
+            views: independent augmentations of each image; x is [views, B, C, H, W] if more than one.
+            augment: crop and flip as the recipe says; else only normalised.
+            shuffle: new order at every call, ragged tail dropped; else in order, tail kept.
+            batch_size: the recipe's by default.
+        """
+        call = self._calls
+        self._calls += 1
+        return self._loader.batches(
+            indices,
+            views=views,
+            augment=augment,
+            shuffle=shuffle,
+            batch_size=batch_size or self._recipe.batch_size,
+            order_seed=stream(self._seed, "order", self.epoch, call),
+            augment_seed=stream(self._seed, "augment", self.epoch, call),
+        )
+
+    def per_sample(self, fn: Callable[[Batch], Tensor], augment: bool = False) -> Tensor:
+        """`fn` over the whole training set in order, in eval mode and without gradient: [N, ...].
+
+        Args:
+            fn: batch -> [B, ...].
+            augment: with the training augmentation (Arazo et al. do so).
+        """
+        was_training = self._method.training
+        self._method.eval()
+        # Its own stream: a pass over the set shifts neither the order nor the augmentation of training.
+        seed = stream(self._seed, "per_sample", self.epoch)
+        batches = self._loader.batches(
+            augment=augment, shuffle=False, batch_size=EVALUATION_BATCH, order_seed=0, augment_seed=seed
+        )
+        try:
+            with torch.no_grad(), self.autocast():
+                return torch.cat([fn(batch) for batch in batches])
+        finally:
+            self._method.train(was_training)
+
+    def optimize(self, loss: Tensor) -> None:
+        """One step of the optimiser down the gradient of `loss`, a scalar."""
+        if loss.ndim:
+            raise TrainingFailed(f"the loss must be a scalar, not of shape {tuple(loss.shape)}")
+        self.optimizer.zero_grad(set_to_none=True)
+        self._fabric.backward(loss)
+        if self._recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)
+        self.optimizer.step()
+        self._losses.append(loss.detach())
+
+    def reset_optimizer(self, module: nn.Module | None = None) -> None:
+        """Forget the optimiser's state (momentum), of `module`'s parameters or of all; the rate stays as it is."""
+        for parameter in self._parameters if module is None else module.parameters():
+            self.optimizer.state.pop(parameter, None)
+
+    def epochs_from(self, value: Epochs) -> int:
+        """A setting as a number of epochs: an int as it is, a float as a share of this run."""
+        return epochs_from(value, self.epochs)
+
+    def log(self, **values: float | Tensor) -> None:
+        """Numbers for the record; the mean over the epoch is stored as ``train.<name>``."""
+        for name, value in values.items():
+            self._logged.setdefault(name, []).append(torch.as_tensor(value).detach())
+
+    # ------------------------------------------------------------------------------- what the loop calls
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The recipe's precision."""
+        with self._fabric.autocast():
+            yield
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the rate and every random stream of an epoch; all follow from the seed and the epoch alone."""
+        self.epoch = epoch
+        self._calls = 0
+        self._losses, self._logged = [], {}
+        factor = learning_rate_factor(self._recipe.schedule, epoch, self.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._recipe.lr * factor * group["lr_scale"]
+        self.generator.manual_seed(stream(self._seed, "method", epoch))
+        shared = stream(self._seed, "global", epoch)  # for plug-ins that draw from the global generators
+        torch.manual_seed(shared)
+        random.seed(shared)
+        np.random.seed(shared % 2**32)  # noqa: NPY002
+
+    def end_epoch(self) -> dict[str, float]:
+        """Mean loss and logged values of the epoch.
+
+        Raises:
+            TrainingFailed: a loss was NaN or infinite; with epoch and step.
+        """
+        record = {}
+        if self._losses:
+            losses = torch.stack([loss.float() for loss in self._losses])
+            bad = (~losses.isfinite()).nonzero()
+            if len(bad):
+                first = int(bad[0])
+                value, step = float(losses[first]), self.step - len(losses) + first + 1
+                raise TrainingFailed(f"the loss became {value} in epoch {self.epoch + 1}, step {step}")
+            record["train.loss"] = float(losses.mean())
+        for name, values in self._logged.items():
+            record[f"train.{name}"] = float(torch.stack([v.float() for v in values]).mean())
+        record["train.lr"] = self.optimizer.param_groups[0]["lr"]
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs beside the method's own state."""
+        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _make_optimizer(self) -> None:
+        recipe = self._recipe
+        groups = []
+        for given in self._method.param_groups():
+            group = {"lr_scale": 1.0, **given, "lr": recipe.lr}
+            group.setdefault("weight_decay", recipe.weight_decay)
+            groups.append(group)
+        self._parameters = [p for group in groups for p in group["params"]]
+        self.optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+        else:
+            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+            self.optimizer = kind(groups, lr=recipe.lr)
+
+
+class Journal(Protocol):
+    """Where a run's record goes."""
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Note the metrics of a finished epoch (1-based)."""
+
+    def checkpoint(self, state: dict[str, Any], last: bool) -> None:
+        """Offer the state after an epoch; the journal decides whether it is time to store it."""
+
+
+def train(
+    run: Run, method: Method, evaluator: Evaluator, journal: Journal, state: dict[str, Any] | None = None
+) -> None:
+    """The training loop: from the start, or from the `state` that the journal stored.
+
+    Raises:
+        TrainingFailed: a loss that is not finite, or a prediction that is no probability.
+    """
+    start = 0
+    if state is not None:
+        method.load_state_dict(state["method"])
+        run.load_state_dict(state["run"])
+        start = state["epoch"]
+    for epoch in range(start, run.epochs):
+        run.begin_epoch(epoch)
+        method.train()
+        with run.autocast():
+            for batch in method.epoch(run):
+                method.step(batch, run)
+                run.step += 1
+                method.after_step(batch, run)
+        metrics = run.end_epoch()
+        method.eval()
+        torch.manual_seed(stream(run._seed, "evaluate", epoch))
+        with torch.no_grad(), run.autocast():
+            metrics.update(evaluator(method, run))
+        journal.epoch(epoch + 1, metrics)
+        last = epoch + 1 == run.epochs
+        journal.checkpoint({"epoch": epoch + 1, "method": method.state_dict(), "run": run.state_dict()}, last)
+
+
+def make_fabric(recipe: Recipe, accelerator: str = "auto") -> lightning_fabric.Fabric:
+    """Fabric for one cell: device and precision; threads pinned, since bits depend on their number."""
+    torch.set_num_threads(recipe.threads)
+    if torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+    try:
+        fabric = lightning_fabric.Fabric(accelerator=accelerator, devices=1, precision=recipe.precision)
+    except Exception as error:
+        raise UserError(f"device '{accelerator}' cannot be used: {error}".splitlines()[0]) from error
+    return fabric

@@ -1,0 +1,23 @@
+"""Shared by all tests: one thread (bits depend on the number), no colours, no MLflow store of the user's."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["NO_COLOR"] = "1"
+os.environ["COLUMNS"] = "120"
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def data_root() -> str:
+    """The folder of real datasets; skips with the reason where there is none."""
+    root = os.environ.get("NOISEBENCH_DATA")
+    if not root:
+        pytest.skip("NOISEBENCH_DATA is not set: no real datasets here")
+    return root

@@ -1,0 +1,496 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from noisebench import tracking
+from noisebench._outbox import flat
+from noisebench.errors import UserError
+
+EPOCHS = 5
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One empty store for the module: MLflow takes seconds to make one."""
+    out = tmp_path_factory.mktemp("prepared")
+    tracking.prepare_store(f"sqlite:///{out / 'mlflow.db'}", out)
+    return out / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def _no_address_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+class Board:
+    """Run folders as cells write them, without any training."""
+
+    def __init__(self, out: Path, name: str = "digits") -> None:
+        self.out, self.name = out, name
+        self.folder = out / "boards" / name
+        self.cells: list[dict[str, Any]] = []
+        self.write()
+
+    @property
+    def uri(self) -> str:
+        return tracking.store_uri(self.out)
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        board = {"name": self.name, "title": "Digits", "description": "about", "config": {}, "cells": self.cells}
+        (self.folder / "board.json").write_text(json.dumps(board))
+
+    def cell(self, seed: int = 0, method: str = "gce") -> Cell:
+        cell = Cell(self, method, seed)
+        self.cells.append(cell.base | {"folder": str(cell.path.relative_to(self.out))})
+        self.write()
+        return cell
+
+    def sync(self) -> tracking.Pending:
+        """A sync as a newly started process would make it."""
+        sender = tracking.Sender(self.uri, self.out, self.name)
+        try:
+            return sender.sync()
+        finally:
+            sender.close()
+
+    def client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
+    def runs(self) -> list[Any]:
+        experiment = self.client().get_experiment_by_name(f"noisebench/{self.name}")
+        return list(self.client().search_runs([experiment.experiment_id])) if experiment else []
+
+    def run_of(self, cell: Cell) -> Any:
+        (run,) = [r for r in self.runs() if r.data.tags.get("noisebench.fingerprint") == cell.base["fingerprint"]]
+        return run
+
+    def points(self, cell: Cell, key: str) -> list[tuple[int, float]]:
+        history = self.client().get_metric_history(self.run_of(cell).info.run_id, key)
+        return sorted((point.step, point.value) for point in history)
+
+
+class Cell:
+    def __init__(self, board: Board, method: str, seed: int) -> None:
+        fingerprint = hashlib.sha256(f"{method} {seed}".encode()).hexdigest()
+        self.base = {
+            "fingerprint": fingerprint,
+            "method": method,
+            "label": f"{method} (q = 0.7)",
+            "dataset": "digits",
+            "noise": "symmetric 40% (excl. true)",
+            "seed": seed,
+            "rules": 1,
+        }
+        self.path = board.out / "runs" / f"{method}-digits-s{seed}-{fingerprint[:12]}"
+        self.random = random.Random(fingerprint)
+        self.start()
+
+    def start(self, clock: int = 1_700_000_000_000) -> Cell:
+        self.clock = clock
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.put("config.json", self.base | {"hparams": {"q": 0.7}, "noise": {"kind": "symmetric", "rate": 0.4}})
+        return self
+
+    def put(self, name: str, value: dict[str, Any]) -> None:
+        (self.path / name).write_text(json.dumps(value))
+
+    def line(self, epoch: int) -> str:
+        metrics = {"test.accuracy": self.random.random(), "train.loss": self.random.random(), "seconds": 0.25}
+        return json.dumps({"epoch": epoch, "time": self.clock + 1000 * epoch, "metrics": metrics}) + "\n"
+
+    def train(self, first: int = 1, last: int = EPOCHS) -> Cell:
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.writelines(self.line(epoch) for epoch in range(first, last + 1))
+        return self
+
+    def finish(self, **changes: Any) -> dict[str, Any]:
+        def numbers(epoch: int) -> dict[str, float]:
+            return {"epoch": epoch} | {k: self.random.random() * 3 for k in ("accuracy", "nll", "ece", "memorised")}
+
+        result = self.base | {
+            "status": "finished",
+            "privileged": ["transition"],
+            "noise_sha256": "ab" * 32,
+            "weights_sha256": "cd" * 32,
+            "exact": True,
+            "seconds": self.random.random() * 100,
+            "epochs": EPOCHS,
+            "metrics": {"last": numbers(EPOCHS), "selected": numbers(3), "best": numbers(2)},
+        }
+        result |= changes
+        self.put("result.json", result)
+        return result
+
+    def fail(self, reason: str) -> dict[str, Any]:
+        failure = self.base | {"status": "failed", "privileged": [], "reason": reason}
+        self.put("failure.json", failure)
+        return failure
+
+    def forget(self) -> None:
+        """Lose the acknowledgement, as a kill between sending and acknowledging does."""
+        for file in self.path.glob("sent-*.json"):
+            file.unlink()
+
+
+@pytest.fixture
+def board(tmp_path: Path, prepared: Path) -> Board:
+    out = tmp_path / "out with a space"
+    out.mkdir()
+    shutil.copy(prepared, out / "mlflow.db")
+    return Board(out)
+
+
+# ------------------------------------------------------------------------------------------------- what is sent
+
+
+def test_results_come_back_from_mlflow_alone_number_for_number(board: Board) -> None:
+    expected = [board.cell(seed).train().finish() for seed in range(3)]
+    expected[2]["metrics"]["last"] |= {"nll": math.inf, "ece": 0.1 + 0.2, "memorised": 5e-324}
+    (board.out / board.cells[2]["folder"] / "result.json").write_text(json.dumps(expected[2]))
+    assert not board.sync()
+    for cell in board.cells:
+        shutil.rmtree(board.out / cell["folder"])
+    found = tracking.read_results(board.uri, board.name)
+    assert found == sorted(expected, key=lambda result: result["fingerprint"])
+    assert isinstance(found[0]["metrics"]["last"]["epoch"], int)
+
+
+def test_a_nan_comes_back_as_nan(board: Board) -> None:
+    board.cell().train().finish(metrics={"last": {"epoch": 5, "nll": math.nan}})
+    board.sync()
+    (found,) = tracking.read_results(board.uri, board.name)
+    assert math.isnan(found["metrics"]["last"]["nll"])
+
+
+def test_every_epoch_is_a_point_with_its_own_time(board: Board) -> None:
+    cell = board.cell().train()
+    result = cell.finish()
+    assert not board.sync()
+    run = board.run_of(cell)
+    history = board.client().get_metric_history(run.info.run_id, "test.accuracy")
+    assert [(p.step, p.timestamp) for p in history] == [(e, cell.clock + 1000 * e) for e in range(1, EPOCHS + 1)]
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "gce (q = 0.7) · symmetric 40% (excl. true) · seed 0"
+    assert run.data.params["hparams.q"] == "0.7"
+    assert run.data.tags["noisebench.noise_sha256"] == "ab" * 32
+    assert run.data.metrics["selected.nll"] == result["metrics"]["selected"]["nll"]
+    assert run.data.metrics["run.seconds"] == result["seconds"]
+    assert run.data.metrics["seconds"] == 0.25, "the epoch's seconds are not the run's"
+
+
+def test_more_points_than_one_call_takes(board: Board) -> None:
+    cell = board.cell().train(last=700)
+    cell.put("config.json", cell.base | {"hparams": {f"h{i}": i for i in range(150)} | {"long": "x" * 9000}})
+    cell.finish()
+    assert not board.sync()
+    assert [step for step, _ in board.points(cell, "train.loss")] == list(range(1, 701))
+    params = board.run_of(cell).data.params
+    assert params["hparams.h149"] == "149"
+    assert len(params["hparams.long"]) == 6000
+
+
+def test_the_table_and_the_noise_are_artefacts(board: Board) -> None:
+    noise = board.out / "noise" / "symmetric-abc"
+    noise.mkdir(parents=True)
+    for name in ("noise.json", "transition.png", "noise.npz"):
+        (noise / name).write_bytes(b"{}")
+    cell = board.cell().train()
+    cell.put("config.json", cell.base | {"noise_folder": "noise/symmetric-abc"})
+    cell.finish()
+    (board.folder / "leaderboard.md").write_text("| first |")
+    assert not board.sync()
+    files = {f.path for f in board.client().list_artifacts(board.run_of(cell).info.run_id, "noise")}
+    assert files == {"noise/noise.json", "noise/noise.npz", "noise/transition.png"}
+    assert list((board.out / "mlflow-artifacts").rglob("leaderboard.md"))
+
+    (board.folder / "leaderboard.md").write_text("| second |")
+    assert not board.sync()
+    (parent,) = [run for run in board.runs() if run.data.tags["noisebench.kind"] == "board"]
+    assert parent.data.tags["mlflow.note.content"] == "| second |"
+    assert parent.info.status == "FINISHED"
+    assert board.run_of(cell).data.tags["mlflow.parentRunId"] == parent.info.run_id
+    (table,) = (board.out / "mlflow-artifacts").rglob("leaderboard.md")
+    assert table.read_text() == "| second |"
+
+
+def test_nested_settings_become_flat_parameters() -> None:
+    assert dict(flat({"a": {"b": 1, "c (d)": None}, "e": [1, 2], "f": {}})) == {
+        "a.b": "1",
+        "a.c _d_": "null",
+        "e": "[1, 2]",
+        "f": "{}",
+    }
+
+
+# ----------------------------------------------------------------------------------------- nothing lost or doubled
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["again", "after the acknowledgement is lost"])
+def test_sending_twice_doubles_nothing(board: Board, lost: bool) -> None:
+    cell = board.cell().train()
+    expected = cell.finish()
+    assert not board.sync()
+    first, runs = board.points(cell, "test.accuracy"), len(board.runs())
+    if lost:
+        cell.forget()
+        (board.folder / "sent.json").unlink()
+    assert not board.sync()
+    assert board.points(cell, "test.accuracy") == first
+    assert len(board.points(cell, "last.accuracy")) == 1
+    assert len(board.runs()) == runs
+    assert tracking.read_results(board.uri, board.name) == [expected]
+
+
+def test_a_kill_in_the_middle_of_sending(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [board.cell(seed).train() for seed in range(3)]
+    expected = [cell.finish() for cell in cells]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Store, "set_status", killed)  # the points are in the store, and nothing says so
+        with pytest.raises(KeyboardInterrupt):
+            board.sync()
+    assert not board.sync()
+    assert tracking.read_results(board.uri, board.name) == sorted(expected, key=lambda r: r["fingerprint"])
+    for cell in cells:
+        assert [step for step, _ in board.points(cell, "test.accuracy")] == [1, 2, 3, 4, 5]
+
+
+def test_a_torn_last_line_waits_for_its_end(board: Board) -> None:
+    cell = board.cell().train(last=2)
+    line = cell.line(3)
+    with (cell.path / "metrics.jsonl").open("a") as file:
+        file.write(line[:30])
+        file.flush()
+        assert not board.sync()
+        assert [step for step, _ in board.points(cell, "test.accuracy")] == [1, 2]
+        file.write(line[30:])
+    assert not board.sync()
+    assert board.points(cell, "test.accuracy")[2] == (3, json.loads(line)["metrics"]["test.accuracy"])
+    assert board.run_of(cell).info.status == "RUNNING"
+    assert tracking.read_results(board.uri, board.name) == []
+
+
+def test_a_resumed_run_goes_on_in_its_mlflow_run(board: Board) -> None:
+    cell = board.cell().train(last=3)
+    board.sync()
+    cell.put("config.json", cell.base | {"hparams": {"q": 0.7}, "noise": {}, "device": "another machine"})
+    cell.train(first=4)
+    cell.finish()
+    assert not board.sync()
+    assert [step for step, _ in board.points(cell, "test.accuracy")] == [1, 2, 3, 4, 5]
+
+
+def test_a_failed_cell_and_its_second_attempt(board: Board) -> None:
+    cell = board.cell()
+    failure = cell.fail("loss is NaN in epoch 1")
+    assert not board.sync()
+    assert board.run_of(cell).info.status == "FAILED"
+    assert tracking.read_results(board.uri, board.name) == [failure]
+
+    (cell.path / "failure.json").unlink()
+    cell.train(last=2)
+    assert not board.sync()
+    assert board.run_of(cell).info.status == "RUNNING"
+    assert tracking.read_results(board.uri, board.name) == []
+
+    cell.train(first=3)
+    expected = cell.finish()
+    assert not board.sync()
+    run = board.run_of(cell)
+    assert run.info.status == "FINISHED"
+    assert "noisebench.reason" not in run.data.tags
+    assert tracking.read_results(board.uri, board.name) == [expected]
+
+
+def test_a_folder_trained_anew_is_a_new_run_and_the_newest_counts(board: Board) -> None:
+    cell = board.cell().train()
+    cell.finish()
+    board.sync()
+    shutil.rmtree(cell.path)
+    expected = cell.start(clock=1_800_000_000_000).train().finish()
+    assert not board.sync()
+    assert len(board.runs()) == 3
+    assert tracking.read_results(board.uri, board.name) == [expected]
+
+
+def test_two_boards_share_a_run_folder(board: Board) -> None:
+    cell = board.cell().train()
+    expected = cell.finish()
+    other = Board(board.out, "other")
+    other.cells = [board.cells[0] | {"label": "another label"}]
+    other.write()
+    assert not board.sync()
+    assert not other.sync()
+    assert tracking.read_results(board.uri, "digits") == [expected]
+    assert tracking.read_results(board.uri, "other") == [expected | {"label": "another label"}]
+
+
+def test_a_deleted_store_gets_everything_again(board: Board, prepared: Path) -> None:
+    expected = board.cell().train().finish()
+    board.sync()
+    (board.out / "mlflow.db").unlink()
+    assert tracking.read_results(board.uri, board.name) == []
+    shutil.copy(prepared, board.out / "mlflow.db")  # even when the file carries the same number
+    board.cell(seed=1).train()
+    assert not board.sync()
+    assert tracking.read_results(board.uri, board.name) == [expected]
+
+
+def test_another_address_gets_everything(
+    board: Board, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = board.cell().train().finish()
+    board.sync()
+    elsewhere = tmp_path / "elsewhere.db"
+    sqlite3.connect(shutil.copy(prepared, elsewhere)).execute("PRAGMA user_version = 0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere}")
+    assert not board.sync()
+    assert tracking.read_results(board.uri, board.name) == [expected]
+
+
+# ------------------------------------------------------------------------------------------------------ failures
+
+
+def test_a_dead_server_costs_seconds_and_nothing_is_lost(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [board.cell(seed).train().finish() for seed in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+        pending = board.sync()
+        assert pending.cells == 2
+        assert "127.0.0.1" in pending.reason
+        assert "secret" not in pending.reason
+        with pytest.raises(UserError, match="could not be read"):
+            tracking.read_results(board.uri, board.name)
+    assert not board.sync()
+    assert len(tracking.read_results(board.uri, board.name)) == len(expected)
+
+
+def test_one_bad_cell_does_not_keep_the_others(board: Board) -> None:
+    board.cell(0).train().put("result.json", {"metrics": "nonsense"})
+    expected = board.cell(1).train().finish()
+    pending = board.sync()
+    assert pending.cells == 1
+    assert pending.reason
+    assert tracking.read_results(board.uri, board.name) == [expected]
+
+
+def test_after_the_deadline_no_cell_is_begun(board: Board) -> None:
+    for seed in range(3):
+        board.cell(seed).train().finish()
+    board.cell(3)  # not started: nothing to send
+    sender = tracking.Sender(board.uri, board.out, board.name)
+    sender.deadline = time.monotonic() - 1
+    assert sender.sync() == tracking.Pending(3, "the deadline passed")
+    sender.deadline = math.inf
+    assert not sender.sync()
+    sender.close()
+
+
+def test_two_senders_of_a_board_do_not_mix(board: Board) -> None:
+    board.cell().train()
+    with FileLock(board.folder / "tracking.lock"):
+        assert board.sync() == tracking.Pending(1, "another process is sending this board")
+    assert not board.sync()
+
+
+# --------------------------------------------------------------------------------------------- the store's set-up
+
+PREPARE = "import sys; from pathlib import Path; from noisebench import tracking as t; o = Path(sys.argv[1]); "
+PREPARE += (
+    "import mlflow.store.tracking.sqlalchemy_store; print('ready', flush=True); t.prepare_store(t.store_uri(o), o)"
+)
+
+
+def prepare(out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", PREPARE, str(out)], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_store_killed_while_it_is_made_opens_afterwards(tmp_path: Path) -> None:
+    for moment in (0.4, 0.8, 1.2):  # any: the test holds whenever the kill comes
+        process = prepare(tmp_path)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    twins = [prepare(tmp_path), prepare(tmp_path)]  # and two at once
+    for process in twins:
+        process.communicate()
+    assert [process.returncode for process in twins] == [0, 0]
+    board = Board(tmp_path)
+    board.cell().train()
+    assert not board.sync()
+    assert not list(tmp_path.glob(".mlflow.db.new*"))
+
+
+def test_a_user_s_own_store_and_a_server_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
+    assert tracking.store_uri(tmp_path) == "http://somewhere:5000"
+    tracking.prepare_store(tracking.store_uri(tmp_path), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------- the process
+
+
+def test_the_process_sends_what_is_written_while_it_runs(board: Board) -> None:
+    first = board.cell(0).train().finish()
+    process = tracking.start(board.out, board.name)
+    second = board.cell(1).train().finish()
+    assert process.finish() is None
+    assert tracking.read_results(board.uri, board.name) == sorted((first, second), key=lambda r: r["fingerprint"])
+    assert "everything is sent" in (board.folder / "tracking.log").read_text()
+
+    sent = (board.out / "mlflow.db").stat().st_mtime_ns
+    command = [sys.executable, "-X", "importtime", "-m", "noisebench.tracking", str(board.out), board.name]
+    again = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout) == {"unsent_cells": 0, "reason": ""}
+    assert (board.out / "mlflow.db").stat().st_mtime_ns == sent
+    log = again.stderr + (board.folder / "tracking.log").read_text()
+    assert "noisebench._outbox" in log
+    assert "mlflow" not in "".join(line for line in log.splitlines() if "import time" in line)
+
+
+def test_the_process_says_what_it_could_not_send(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    board.cell().train().finish()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    unsent = tracking.start(board.out, board.name).finish()
+    assert unsent is not None
+    assert unsent.startswith("1 cell not sent yet: ")
+
+
+def test_a_process_that_crashes_or_hangs_is_told_and_never_raises(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.cell().train()
+    hanging = tracking.start(board.out, board.name)
+    assert "within 0 seconds" in str(hanging.finish(timeout=0))
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert "exit status 1" in str(tracking.start(board.out, board.name).finish())
+
+
+def test_importing_the_module_imports_neither_mlflow_nor_torch() -> None:
+    code = "import sys, noisebench.tracking; print(sorted({'mlflow', 'torch', 'numpy'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert found.stdout.strip() == "[]"
