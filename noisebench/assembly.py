@@ -99,9 +99,9 @@ def stored_noise(cell: Cell, data: ImageData, out: Path) -> tuple[noise.NoisyLab
 def split(num: int, recipe: Recipe, seed: int) -> tuple[Tensor, Tensor]:
     """Positions of the training and of the validation split, sorted; the same for every method of a column."""
     order = torch.randperm(num, generator=torch.Generator().manual_seed(stream(seed, "split")))
-    held_out = round(recipe.validation * num)
-    train_size = recipe.train_size or num
-    return order[held_out:][:train_size].sort().values, order[:held_out].sort().values
+    order = order[: recipe.train_size]
+    held_out = round(recipe.validation * len(order))
+    return order[held_out:].sort().values, order[:held_out].sort().values
 
 
 class Setup:
@@ -146,9 +146,7 @@ class Setup:
         train_loader = loader(data.train_images, labels, train_at)
         wrong = torch.from_numpy((labels != data.train_labels)[train_at.numpy()])
         known = None if transition is None else torch.from_numpy(transition)
-        self.method = build_method(
-            cls, hparams, recipe, seed, data.num_classes, len(train_at), data.image_shape, known
-        )
+        self.method = build_method(cls, hparams, recipe, seed, data.num_classes, len(train_at), data.image_shape, known)
         self.method.to(fabric.device)
         if recipe.channels_last:
             self.method.to(memory_format=torch.channels_last)

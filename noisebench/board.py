@@ -173,7 +173,10 @@ def rebuild(benchmark: Benchmark, out: Path, source: Literal["runs", "mlflow"]) 
         return table_of(benchmark, [result_of(cell, out) for cell in benchmark.cells()])
     stored = {r["fingerprint"]: r for r in tracking.read_results(tracking.store_uri(out), benchmark.name)}
     nowhere = Path("/nonexistent")
-    return table_of(benchmark, [result_of(c, nowhere) | stored.get(c.fingerprint(), {}) for c in benchmark.cells()])
+    found = [
+        result_of(c, nowhere) | stored.get(c.fingerprint(), {}) | {"label": c.method.label} for c in benchmark.cells()
+    ]
+    return table_of(benchmark, found)
 
 
 def leaderboard(

@@ -93,6 +93,7 @@ class _Suite:
 
     def contract(self) -> None:
         """is a Method with a name and a frozen dataclass of settings"""
+        assert isinstance(self.cls, type) and issubclass(self.cls, Method), f"{self.cls!r} is no subclass of Method"
         assert self.cls.name, "set the class attribute `name`"
         settings = self.cls.Hparams
         assert is_dataclass(settings), "Hparams must be a dataclass"
@@ -219,7 +220,7 @@ def check_method(cls: type[Method], hparams: Any = None, *, raise_on_failure: bo
             suite.resume, suite.batch_split, suite.clean_labels, suite.state_loads, suite.optional,
         ]  # fmt: skip
         needed = {"contract", "default_constructible", "trains"}  # the rest would only repeat the same failure
-        return _run(str(cls.name or cls.__name__), checks, needed, raise_on_failure)
+        return _run(getattr(cls, "name", "") or getattr(cls, "__name__", repr(cls)), checks, needed, raise_on_failure)
     finally:
         torch.set_num_threads(threads)
 

@@ -18,6 +18,8 @@ from noisebench.errors import UserError, unknown
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from noisebench.config import Benchmark, MethodSpec
+
 app = typer.Typer(
     help="Benchmarks for learning with noisy labels: the same noise for every method, statistics in the table.\n\n"
     "Start with: noisebench leaderboard (the default board on scikit-learn's digits, about two minutes).",
@@ -76,6 +78,9 @@ def leaderboard(
     rebuild: Annotated[
         Source | None, typer.Option(help="Run nothing: make the table from the run folders or from MLflow alone.")
     ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Show every metric: NLL, ECE, top-5, seconds, ...")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a leaderboard and print its table. Stopped or killed, the same command goes on from there."""
@@ -90,16 +95,11 @@ def leaderboard(
         extra.append(f"recipe.epochs={epochs}")
     config = load_benchmark(benchmark, extra)
     if methods is not None:
-        wanted = [name.strip() for name in methods.split(",") if name.strip()]
-        rows = {row.label: row for row in config.methods}
-        for name in wanted:
-            if name not in rows:
-                raise unknown("--methods: row", name, rows)
-        config = config.model_copy(update={"methods": tuple(rows[name] for name in wanted)})
+        config = config.model_copy(update={"methods": _rows(config, methods)})
     place = Place(out.absolute(), data_root.absolute() if data_root else None, download, device)
     console = _console(stderr=as_json)
     if rebuild is not None:
-        _show(board.rebuild(config, place.out, rebuild.value), as_json)
+        _show(board.rebuild(config, place.out, rebuild.value), details, as_json)
         return
     from noisebench.progress import BoardProgress
 
@@ -111,15 +111,15 @@ def leaderboard(
             progress.close()
             console.print(f"\nStopped with {progress.summary()}. The same command goes on from there.")
             raise typer.Exit(130) from None
-    _show(outcome.table, as_json)
+    _show(outcome.table, details, as_json)
     folder = board.board_folder(config, out)
-    console.print(f"Tables: {folder}/leaderboard.csv, .json, .md, .tex", soft_wrap=True)
+    console.print(f"Tables: {folder}/leaderboard.csv, .json, .md, .tex", soft_wrap=True, markup=False)
     if outcome.unsent:
-        console.print(f"[yellow]MLflow:[/] {outcome.unsent}; the run folders are complete.", soft_wrap=True)
+        console.print(f"MLflow: {outcome.unsent}; the run folders are complete.", soft_wrap=True, markup=False)
     else:
         from noisebench.tracking import store_uri
 
-        console.print(f"Curves: mlflow ui --backend-store-uri {store_uri(out)}", soft_wrap=True)
+        console.print(f"Curves: mlflow ui --backend-store-uri {store_uri(out)}", soft_wrap=True, markup=False)
     if outcome.failed:
         _fail(f"{outcome.failed} of {len(outcome.results)} cells failed; the table's footer has the reasons", 1)
 
@@ -176,14 +176,13 @@ def run(
         print(json.dumps(result, indent=1))
     elif result["status"] == "finished":
         console = _console()
-        console.print(
-            f"[bold]{result['label']}[/] on {result['dataset']}, {result['noise']}, seed {seed}", highlight=False
-        )
+        title = f"{result['label']} on {result['dataset']}, {result['noise']}, seed {seed}"
+        console.print(title, style="bold", highlight=False, markup=False)
         for which, metrics in result["metrics"].items():
             numbers = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k != "epoch")
             name = "best (oracle)" if which == "best" else which
             console.print(f"  {name:<14} epoch {metrics['epoch']:>3}: {numbers}", highlight=False, soft_wrap=True)
-        console.print(f"  {out / cell.folder()}", soft_wrap=True, highlight=False)
+        console.print(f"  {out / cell.folder()}", soft_wrap=True, highlight=False, markup=False)
     if result["status"] != "finished":
         _fail(str(result["reason"]), 1)
 
@@ -212,6 +211,7 @@ def inject(
     from noisebench.assembly import load_dataset, make_noise
 
     data = load_dataset(dataset, data_root.absolute() if data_root else None, download)
+    seed = seed if spec.seed is None else spec.seed
     made = make_noise(spec, data, seed)
     noise_module.save(made, out, name=f"{dataset} {spec.label}", true_labels=data.train_labels)
     noise_module.draw_transition(
@@ -277,7 +277,7 @@ def list_(what: Annotated[What | None, typer.Argument(help="One kind only.")] = 
         console.print(table)
         console.print()
     for problem in found["problems"]:
-        _console(stderr=True).print(f"[yellow]left out:[/] {problem}")
+        _console(stderr=True).print(f"left out: {problem}", style="yellow", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -329,17 +329,30 @@ def new(
     print("  noisebench leaderboard --set 'methods=[ce, " + name + "]'")
 
 
+def _rows(config: Benchmark, names: str) -> tuple[MethodSpec, ...]:
+    """The board's rows of these labels or methods; a label may hold commas, so that its method's name serves too."""
+    chosen: dict[str, MethodSpec] = {}
+    for name in filter(None, map(str.strip, names.split(","))):
+        found = {row.label: row for row in config.methods if name in (row.label, row.name)}
+        if not found:
+            raise unknown("--methods: row", name, {known for row in config.methods for known in (row.label, row.name)})
+        chosen |= found
+    if not chosen:
+        raise UserError("--methods: no row is named; give rows by commas, e.g. --methods ce,gce")
+    return tuple(chosen.values())
+
+
 def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr)
 
 
-def _show(table: Any, as_json: bool) -> None:
+def _show(table: Table, details: bool, as_json: bool) -> None:
     if as_json:
         print(table.to_json())
     else:
-        _console().print(table.to_rich())
+        _console().print(table.to_rich("full" if details else "short"))
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -376,11 +389,15 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `noisebench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a folder that cannot be made, a full disk
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -309,19 +309,27 @@ class Loader:
         if floats is None:
             batches: Iterator[Tensor] = map(self._augmenter.normalised, self._source.fetch(chunks))
         else:
-            batches = (floats.index_select(0, chunk) for chunk in chunks)
+            batches = (self._as_images(floats.index_select(0, chunk)) for chunk in chunks)
         for chunk, x in zip(chunks, batches, strict=True):
             stacked = x if views == 1 else torch.stack([x] * views)
             yield Batch(stacked, self.labels.index_select(0, chunk), chunk)
 
     def _normalised_set(self) -> Tensor | None:
-        """All images as they are without augmentation, [N, C, H, W], if that is small: a batch is one operation."""
-        if not isinstance(self._source, _Resident) or self._channels_last:  # index_select loses channels_last
+        """All images as they are without augmentation, if that is small: a batch is one operation.
+
+        In the order of memory that batches have, since index_select gives contiguous rows: [N, C, H, W], or [N, H, W, C]
+        with channels_last.
+        """
+        if not isinstance(self._source, _Resident):
             return None
         images = self._source.images
         if self._floats is None and 4 * images.numel() <= _FLOAT_COPY_LIMIT:
-            self._floats = self._augmenter.normalised(images)
+            normalised = self._augmenter.normalised(images)
+            self._floats = normalised.permute(0, 2, 3, 1).contiguous() if self._channels_last else normalised
         return self._floats
+
+    def _as_images(self, rows: Tensor) -> Tensor:
+        return rows.permute(0, 3, 1, 2) if self._channels_last else rows
 
 
 def make_loader(

@@ -71,7 +71,11 @@ class Entry:
 def _code_of(files: tuple[Path, ...]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        try:
+            tree = _parse(file)
+        except (SyntaxError, OSError):  # compiled, or a template that is no Python yet
+            digest.update(file.read_bytes() if file.is_file() else b"missing")
+            continue
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body:
@@ -80,6 +84,18 @@ def _code_of(files: tuple[Path, ...]) -> str:
                     node.body = body[1:] or [ast.Pass()]
         digest.update(ast.unparse(tree).encode())
     return digest.hexdigest()
+
+
+def _parse(file: Path) -> ast.Module:
+    """The file's syntax tree.
+
+    Raises:
+        SyntaxError: it is no Python source.
+    """
+    try:
+        return ast.parse(file.read_bytes(), filename=str(file))
+    except (ValueError, RecursionError) as error:  # a null byte or another encoding; before 3.12 no SyntaxError
+        raise SyntaxError(str(error)) from None
 
 
 def _constants(body: list[ast.stmt]) -> dict[str, Any]:
@@ -99,7 +115,7 @@ def _summary(node: ast.Module | ast.ClassDef) -> str:
 
 
 def _methods_of(file: Path, module: str) -> Iterator[Entry]:
-    for node in ast.parse(file.read_text(encoding="utf-8"), filename=str(file)).body:
+    for node in _parse(file).body:
         if isinstance(node, ast.ClassDef):
             constants = _constants(node.body)
             name = constants.get("name")
@@ -108,7 +124,7 @@ def _methods_of(file: Path, module: str) -> Iterator[Entry]:
 
 
 def _dataset_of(file: Path, module: str) -> Iterator[Entry]:
-    tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    tree = _parse(file)
     yield Entry(file.stem, _summary(tree), "noisebench", module, "", file, _constants(tree.body))
 
 
@@ -137,11 +153,11 @@ def _from_entry_point(point: metadata.EntryPoint, what: str) -> Entry:
     summary, constants = "", {}
     if source is not None:
         try:
-            tree = ast.parse(source.read_text(encoding="utf-8"))
+            tree = _parse(source)
             classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == point.attr]
             node: ast.Module | ast.ClassDef = classes[0] if classes else tree
             summary, constants = _summary(node), _constants(node.body)
-        except SyntaxError:
+        except (SyntaxError, OSError):
             summary = f"(this {what}'s source does not parse)"
     return Entry(point.name, summary, origin, point.module, point.attr or "", source, constants)
 
@@ -174,7 +190,8 @@ def _registry(what: str) -> Registry:
         try:
             found = list(reader(file, f"noisebench.{what}s.{file.stem}"))
         except SyntaxError as error:
-            problems.append(f"{what}s/{file.name}, line {error.lineno}: {error.msg}; the others go on")
+            where = f", line {error.lineno}" if error.lineno else ""
+            problems.append(f"{what}s/{file.name}{where}: {error.msg}; the others go on")
             continue
         for entry in found:
             if entry.name in entries:
@@ -182,7 +199,11 @@ def _registry(what: str) -> Registry:
             else:
                 entries[entry.name] = entry
     for point in sorted(metadata.entry_points(group=f"noisebench.{what}s"), key=lambda p: (p.name, p.value)):
-        entry = _from_entry_point(point, what)
+        try:
+            entry = _from_entry_point(point, what)
+        except (AttributeError, ValueError):
+            problems.append(f"{what} '{point.name}': its entry point '{point.value}' is not module:attribute")
+            continue
         if point.name not in entries:
             entries[point.name] = entry
         elif (entries[point.name].module, entries[point.name].attribute) != (entry.module, entry.attribute):

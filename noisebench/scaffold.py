@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -89,14 +91,20 @@ def write_plugin(name: str, parent: Path) -> Path:
     Raises:
         UserError: no Python name, a name that is taken, or a folder that exists.
     """
-    if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower() or name.startswith("_"):
+    if not re.fullmatch("[a-z]([a-z0-9_]*[a-z0-9])?", name) or keyword.iskeyword(name):
         raise UserError(f"'{name}' cannot name a method: use lower-case letters, digits and _, e.g. my_method")
-    if name in registry.methods().entries:
-        raise UserError(f"a method '{name}' exists already; choose another name")
+    for what, known in (("method", registry.methods()), ("dataset", registry.datasets())):
+        if name in known.entries:
+            raise UserError(f"a {what} '{name}' exists already; choose another name")
+    if importlib.util.find_spec(name) is not None:  # one of the two would hide the other
+        raise UserError(f"a Python module '{name}' exists already; choose another name")
     folder = parent / name
     if folder.exists():
         raise UserError(f"{folder} exists already; choose another name, or another place with --in")
-    values = {"name": name, "dashed": name.replace("_", "-"), "cls": "".join(p.capitalize() for p in name.split("_"))}
+    cls = "".join(part.capitalize() for part in name.split("_"))
+    if re.search(rf"import .*\b{cls}\b", _METHOD):  # it would hide what the template imports
+        cls += "Method"
+    values = {"name": name, "dashed": name.replace("_", "-"), "cls": cls}
     parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}."))
     try:

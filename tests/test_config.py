@@ -179,12 +179,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8)
 JUNK = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(string.ascii_letters, max_size=6), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(string.ascii_letters, max_size=6), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 KEYS = st.sampled_from(["name", "datasets", "noise", "methods", "seeds", "recipe", "title", "extra"])
 RECIPE_KEYS = st.sampled_from([*config.Recipe.model_fields, "typo"])
-NOISE = st.dictionaries(st.sampled_from(["kind", "rate", "include_true", "T", "mapping", "path", "trace", "seed"]), JUNK)
+NOISE = st.dictionaries(
+    st.sampled_from(["kind", "rate", "include_true", "T", "mapping", "path", "trace", "seed"]), JUNK
+)
 
 
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))

@@ -16,6 +16,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from noisebench.drawing import Details, detail_grids, failures, main_grid, notes
 from noisebench.errors import UserError
 from noisebench.statistics import mean_sd
 from noisebench.table import Column, Kind, Table
@@ -57,13 +58,33 @@ def small_board() -> list[dict[str, Any]]:
     return results + [failed("mixup", seed, HARD, reason=f"out\nof memory {seed}") for seed in range(3)]
 
 
-def drawn(table: Table, width: int = 100, details: bool = True) -> str:
+def drawn(table: Table, width: int = 100, details: Details = "full") -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(table.to_rich(details=details))
     return console.export_text()
 
 
 GOLDEN = """\
+digits · pairflip 40%
+method          selected %    last %        best (oracle) %  memorised %
+─────────────────────────────────────────────────────────────────────────
+elr             81.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+gce             80.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+ce              61.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+mixup           failed        failed        failed           failed
+
+forward-true ‡  86.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+
+digits · symmetric 40% (excl. true)
+method          selected %    last %        best (oracle) %  memorised %
+─────────────────────────────────────────────────────────────────────────
+elr             91.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+gce             90.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+ce              71.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+mixup           95.00 (2/3)   50.00 (2/3)   95.00 (2/3)      25.00 (2/3)
+
+forward-true ‡  96.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+
 board
                 mean  digits          digits
 method          rank  pairflip 40%    symmetric 40% (excl. true)
@@ -75,33 +96,74 @@ mixup           –     failed          95.00 ± 5.66 (2/3)
 
 forward-true ‡  –     86.00 ± 1.00    96.00 ± 1.00
 
-accuracy in % (higher is better) at the epoch selected on held-out noisy labels; mean ± sd over 3
-seeds; bold: best of the column.
-†: differs from the best of the column: unpaired two-tailed t-test (Welch), Holm-corrected over the
-column, p < 0.05.
+accuracy in % at the epoch selected on held-out noisy labels; mean ± sd over 3 seeds; bold: best.
+†: differs from the best (two-tailed Welch t-test, Holm-corrected over the column, p < 0.05).
 Rank: mean over 2 columns (1 is best, ties shared) of the 3 methods complete in all of them.
 (k/n): only k of the n seeds gave a number; such a mean is not tested, ranked or best.
-‡ forward-true was given more than noisy labels (transition): a reference row, not ranked or tested.
-Details: three accuracies, never mixed; other metrics are at the epoch of the ranking, seconds per
-run.
-Rules of the leaderboard: version 1.
-failed: mixup on digits / pairflip 40%, seed 0: out of memory 0
-failed: mixup on digits / pairflip 40%, seed 1: out of memory 1
-failed: mixup on digits / pairflip 40%, seed 2: out of memory 2
-failed: mixup on digits / symmetric 40% (excl. true), seed 2: loss is NaN
+‡: given more than noisy labels (forward-true: transition); for reference, not ranked or tested.
+NLL, ECE and the rest: in the written files (or with --details). Leaderboard rules: version 1.
+mixup: 3 cells failed, e.g.: out of memory 0
+mixup on digits / symmetric 40% (excl. true), seed 2 failed: loss is NaN
 """
 
 
 def test_a_small_board_in_the_terminal() -> None:
-    text = drawn(Table.from_results(small_board(), title="board"), details=False)
+    text = drawn(Table.from_results(small_board(), title="board"), details="short")
     assert "\n".join(line.rstrip() for line in text.splitlines()) + "\n" == GOLDEN
 
 
+def eight_methods(columns: tuple[tuple[str, str], ...] = (COLUMN, HARD)) -> list[dict[str, Any]]:
+    """A board without failures, with names of the usual length and a reference row."""
+    names = ["ce", "elr", "gce", "mixup", "co-teaching", "dividemix", "bootstrap-hard", "forward-true"]
+    results = []
+    for m, name in enumerate(names):
+        given = ["transition"] if name == "forward-true" else []
+        for column in columns:
+            results += [cell(name, s, 0.6 + m / 30 + s / 20, column, privileged=given) for s in range(3)]
+    return results
+
+
+def test_short_details_fit_80_columns_in_one_table_each_and_the_ranking_comes_last() -> None:
+    results = [result for result in eight_methods() if (result["label"], result["seed"]) != ("gce", 2)]
+    for result in results:
+        result["metrics"]["best"]["accuracy"] = 1.0 - result["seed"] / 5
+        result["metrics"]["selected"]["memorised"] = 1.0 - result["seed"] / 5
+    table = Table.from_results([*results, failed("gce", 2), failed("gce", 2, HARD)], title="ranking")
+    text = drawn(table, 80, "short")
+    assert text.count("method ") == 3
+    heads = [" ".join(line.split()) for line in text.splitlines() if line.startswith("method ")]
+    assert heads[:2] == ["method selected % last % best (oracle) % memorised %"] * 2
+    assert text.index("digits · pairflip") < text.index("digits · symmetric") < text.index("ranking")
+    assert text.index("ranking") < text.index("accuracy in %") < text.index("gce: 2 cells failed")
+    assert "top-5" not in text
+    assert "top-5" in drawn(table, 80, "full")
+    assert "top-5" in table.to_markdown()
+    assert "·" not in drawn(table, 80, "none")
+
+
+def test_without_a_validation_split_short_details_have_no_selected_column() -> None:
+    results = small_board()
+    for result in results:
+        result.get("metrics", {}).pop("selected", None)
+    heads = detail_grids(Table.from_results(results), "short")[0].heads
+    assert heads == [("last %",), ("best (oracle) %",), ("memorised %",)]
+
+
+@pytest.mark.parametrize("which", ["selected", "last", "best"])
+@pytest.mark.parametrize("details", ["short", "full", "none"])
+def test_the_footer_of_a_board_without_failures_is_six_lines_at_most(details: Details, which: str) -> None:
+    table = Table.from_results(eight_methods(), title="ranking", which=which)
+    text = drawn(table, 100, details)
+    assert len(text[text.index("accuracy in %") :].splitlines()) <= 6
+    with pytest.raises(UserError, match="details 'ful' is unknown; did you mean full"):
+        table.to_rich(details="ful")  # type: ignore[arg-type]
+
+
 def test_the_details_keep_three_accuracies_apart() -> None:
-    grid = Table.from_results(small_board()).detail_grids()[1]
+    grid = detail_grids(Table.from_results(small_board()))[1]
     assert grid.title == "digits · symmetric 40% (excl. true)"
     assert [head[0] for head in grid.heads][:3] == ["selected", "last", "best (oracle)"]
-    assert [str(parts) for parts, _ in dict(grid.rows)["elr"]] == [
+    assert [str(parts) for parts in dict(grid.rows)["elr"]] == [
         *("91.00 ± 1.00", "50.00 ± 0.00", "95.00 ± 0.00", "99.00 ± 0.00"),
         *("0.310 ± 0.010", "0.0500 ± 0.0000", "25.00 ± 0.00", "13.00 ± 1.00"),
     ]
@@ -113,10 +175,10 @@ def test_a_method_without_a_metric_shows_a_dash_and_no_failure() -> None:
     for result in results:
         if result["label"] == "elr":
             result["metrics"]["selected"]["noise_auc"] = 0.97
-    grid = Table.from_results([*results, failed("elr", 2)]).detail_grids()[0]
+    grid = detail_grids(Table.from_results([*results, failed("elr", 2)]))[0]
     place = [head[0] for head in grid.heads].index("noise AUC")
-    assert str(dict(grid.rows)["ce"][place][0]) == "–"
-    assert str(dict(grid.rows)["elr"][place][0]) == "97.00 ± 0.00 (2/3)"
+    assert str(dict(grid.rows)["ce"][place]) == "–"
+    assert str(dict(grid.rows)["elr"][place]) == "97.00 ± 0.00 (2/3)"
 
 
 def test_the_order_of_the_results_changes_no_byte(tmp_path: Path) -> None:
@@ -151,7 +213,7 @@ def test_a_failed_or_missing_cell_is_never_a_number() -> None:
     results += [failed("dying", 0), failed("dying", 1), missing("dying", 2)]
     results += [missing("later", seed) for seed in range(3)] + [cell("absent", 0, 0.95)]
     table = Table.from_results(results, methods_order=["ce", "never"])
-    shown = {name: str(row[1][0]) for name, row in table.main_grid().rows}
+    shown = {name: str(row[1]) for name, row in main_grid(table).rows}
     assert shown == {
         "ce": "71.00 ± 1.00",
         "better": "91.00 ± 1.41 (2/3)",
@@ -165,14 +227,20 @@ def test_a_failed_or_missing_cell_is_never_a_number() -> None:
     cells = {method: table.cells[method, Column(*COLUMN), SELECTED] for method in shown}
     assert [method for method in shown if cells[method].best] == ["ce"]
     assert all(c.p is None for c in cells.values())
-    assert any("No significance test" in line for line in table.footer())
+    assert any("No significance test" in line for line in notes(table))
 
 
-def test_more_than_five_failures_are_counted() -> None:
-    lines = Table.from_results([failed("ce", seed, reason=f"reason {seed}") for seed in range(8)]).footer()
-    assert [line[-1] for line in lines if line.startswith("failed:")] == list("01234")
+def test_a_reason_takes_one_line_and_the_sixth_is_counted() -> None:
+    same = [failed("gce", seed, column) for seed in range(3) for column in (COLUMN, HARD)]
+    assert failures(Table.from_results(same)) == ["gce: 6 cells failed: loss is NaN"]
+    epochs = [failed("gce", seed, reason=f"the loss became nan in epoch {seed}") for seed in range(3)]
+    assert failures(Table.from_results(epochs)) == ["gce: 3 cells failed, e.g.: the loss became nan in epoch 0"]
+    one = failures(Table.from_results([failed("ce", 7), missing("gce", 7)]))
+    assert one == ["ce on digits / symmetric 40% (excl. true), seed 7 failed: loss is NaN"]
+    lines = failures(Table.from_results([failed("ce", seed, reason=f"reason {'abcdefgh'[seed]}") for seed in range(8)]))
+    assert [line[-1] for line in lines[:-1]] == list("abcde")
     assert lines[-1] == "... and 3 more failed"
-    assert "no reason recorded" in Table.from_results([{**failed("ce", 0), "reason": None}]).footer()[-1]
+    assert "no reason recorded" in failures(Table.from_results([{**failed("ce", 0), "reason": None}]))[0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
@@ -180,7 +248,7 @@ def test_a_number_that_is_not_finite_is_not_averaged_away(bad: float | None) -> 
     results = [cell("ce", seed, 0.7 + seed / 100) for seed in range(2)]
     results += [cell("nan", 0, 0.9), cell("nan", 1, bad), cell("all", 0, bad), cell("all", 1, bad)]
     table = Table.from_results(results)
-    shown = {name: str(row[1][0]) for name, row in table.main_grid().rows}
+    shown = {name: str(row[1]) for name, row in main_grid(table).rows}
     assert shown == {"ce": "70.50 ± 0.71", "nan": "90.00 (1/2)", "all": "not finite"}
     assert table.ranks == {"ce": 1.0, "nan": None, "all": None}
     document = json.loads(table.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -191,11 +259,11 @@ def test_a_number_that_is_not_finite_is_not_averaged_away(bad: float | None) -> 
 
 def test_one_seed_and_one_method() -> None:
     table = Table.from_results([cell("ce", 0, 0.7), cell("elr", 0, 0.8)])
-    assert [(name, str(row[0][0]), str(row[1][0])) for name, row in table.main_grid().rows] == [
+    assert [(name, str(row[0]), str(row[1])) for name, row in main_grid(table).rows] == [
         ("elr", "1", "80.00"),
         ("ce", "2", "70.00"),
     ]
-    assert "no sd from one seed" in table.footer()[0]
+    assert "no sd from one seed" in notes(table)[0]
     alone = Table.from_results([cell("ce", seed, 0.7 + seed / 10) for seed in range(2)])
     assert alone.ranks == {"ce": 1.0}
     assert alone.cells["ce", Column(*COLUMN), SELECTED].best
@@ -225,7 +293,7 @@ def test_the_default_ranking_is_selected_where_there_is_a_split_else_last() -> N
         result.get("metrics", {}).pop("selected", None)
     table = Table.from_results(results)
     assert table.ranking == Kind("last", "accuracy")
-    assert "last epoch" in table.footer()[0]
+    assert "last epoch" in notes(table)[0]
     assert "selected" not in {kind.rule for kind in table.kinds}
     with pytest.raises(UserError, match=r"which 'selected'.*accuracy at last"):
         Table.from_results(results, which="selected")
@@ -236,9 +304,9 @@ def test_nll_ranks_the_lowest_first() -> None:
     for result in results[3:]:
         result["metrics"]["selected"]["nll"] = 0.0123 + result["seed"] / 1000
     table = Table.from_results(results, metric="nll")
-    rows = [(name, str(row[1][0]), row[1][1]) for name, row in table.main_grid().rows]
+    rows = [(name, str(row[1]), row[1].bold) for name, row in main_grid(table).rows]
     assert rows == [("elr", "0.0133 ± 0.0010", True), ("ce", "0.310 ± 0.010 †", False)]
-    assert table.footer()[0].startswith("NLL (lower is better)")
+    assert notes(table)[0].startswith("NLL (lower is better)")
 
 
 def test_rows_and_columns_follow_the_board_then_their_names() -> None:
@@ -294,9 +362,9 @@ def test_no_line_is_longer_than_the_terminal_and_no_cell_is_cut(width: int) -> N
     text = drawn(table, width)
     assert max(map(cell_len, text.splitlines())) <= width
     assert "…" not in text
-    for grid in [table.main_grid(), *table.detail_grids()]:
+    for grid in [main_grid(table), *detail_grids(table)]:
         for _, entries in grid.rows:
-            for parts, _ in entries:
+            for parts in entries:
                 assert parts.mean in text
                 assert not parts.sd or f"{parts.mean} ± {parts.sd}" in text or f"{parts.mean} ±  {parts.sd}" in text
                 assert "†" not in parts.marks or f"{parts.sd} †" in text
@@ -334,7 +402,7 @@ def test_markdown_and_latex_escape_what_they_would_read_as_markup() -> None:
 
 
 def test_mixed_rules_are_called_out() -> None:
-    assert any("mixed" in line for line in Table.from_results([cell("a", 0, 0.5), cell("b", 0, 0.5, rules=2)]).footer())
+    assert "mixed" in notes(Table.from_results([cell("a", 0, 0.5), cell("b", 0, 0.5, rules=2)]))[-1]
 
 
 @pytest.mark.parametrize(
@@ -355,5 +423,5 @@ def test_mistakes_are_one_clear_line(results: list[dict[str, Any]], options: dic
 
 def test_importing_is_cheap() -> None:
     heavy = "{'torch', 'mlflow', 'scipy', 'statsmodels', 'pandas', 'numpy', 'rich'}"
-    code = f"import sys, noisebench.table; sys.exit(str({heavy} & set(sys.modules) or ''))"
+    code = f"import sys, noisebench.drawing; sys.exit(str({heavy} & set(sys.modules) or ''))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.strip() == ""

@@ -36,17 +36,20 @@ class SmallCNN(Backbone):
     Args:
         image_shape: (C, H, W).
         widths: channels of each block; the last is `feature_dim`.
+        stem_stride: of the first convolution; 2 costs a quarter, for 28x28 images and larger on a CPU.
 
     Raises:
-        UserError: no widths, or images too small to be halved between the blocks.
+        UserError: no widths, a stride below 1, or images too small to be halved between the blocks.
     """
 
-    def __init__(self, image_shape: ImageShape, widths: Sequence[int] = (16, 32, 64)) -> None:
+    def __init__(self, image_shape: ImageShape, widths: Sequence[int] = (16, 32, 64), stem_stride: int = 1) -> None:
         super().__init__()
         channels, height, width = image_shape
         if not widths or min(widths) < 1:
             raise UserError(f"small_cnn: widths {list(widths)}; give the channels of each block, e.g. [16, 32, 64]")
-        smallest = 2 ** (len(widths) - 1)
+        if stem_stride < 1:
+            raise UserError(f"small_cnn: stem_stride {stem_stride}; give 1 or more")
+        smallest = stem_stride * 2 ** (len(widths) - 1)
         if min(height, width) < smallest:
             raise UserError(
                 f"small_cnn: images are {height}x{width}; {len(widths)} blocks need {smallest} pixels or more"
@@ -55,7 +58,8 @@ class SmallCNN(Backbone):
         for block, out in enumerate(widths):
             if block:
                 layers.append(nn.AvgPool2d(2))  # on a CPU much faster than the maximum, and as accurate
-            layers += [_conv3x3(channels, out), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+            stride = 1 if block else stem_stride
+            layers += [_conv3x3(channels, out, stride), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
             channels = out
         self.layers = nn.Sequential(*layers)
         self.feature_dim = channels

@@ -1,0 +1,389 @@
+"""A leaderboard's table for people: in the terminal (Rich), in Markdown and in LaTeX.
+
+The terminal shows the details first and the ranking last, where a person looks. The files hold the full details.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from noisebench.table import ALPHA, METRICS, RULES, SECONDS, Cell, Kind, Metric, Table, _line
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+Details = Literal["short", "full", "none"]
+DETAILS: tuple[Details, ...] = get_args(Details)
+MAX_FAILURES = 5
+
+
+class Parts(NamedTuple):
+    """The text of a cell: the mean or why there is none, the sd, and the marks behind them."""
+
+    mean: str
+    sd: str = ""
+    marks: str = ""
+    bold: bool = False
+
+    @classmethod
+    def of(cls, cell: Cell, metric: str, brief: bool = False) -> Parts:
+        """The cell as text, e.g. ``91.20 ± 0.31 †``; `brief` without the †, and without the sd of too few seeds."""
+        if cell.mean is not None:
+            mean, sd = _rounded(cell.mean, cell.sd, metric)
+            if not cell.complete:
+                return cls(mean, "" if brief else sd, f"({len(cell.numbers)}/{cell.expected})")
+            return cls(mean, sd, "†" if cell.significant and not brief else "", cell.best)
+        if cell.values:
+            return cls("not finite")
+        if cell.failed + cell.missing < cell.expected:
+            return cls("–")  # it ran, and its method does not offer this metric
+        if cell.failed:
+            return cls("failed" if cell.failed == cell.expected else f"{cell.failed}/{cell.expected} failed")
+        return cls("not run")
+
+    @property
+    def style(self) -> str:
+        """How Rich shows it."""
+        if "failed" in self.mean or self.mean == "not finite":
+            return "red"
+        return "bold green" if self.bold else "dim" if self.mean in ("not run", "–") or "/" in self.marks else ""
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.mean, f"± {self.sd}" if self.sd else "", self.marks) if part)
+
+
+class Grid(NamedTuple):
+    """A table ready to be drawn: heads are tuples of lines, a row is its name and its cells.
+
+    The last `references` rows are those of privileged methods.
+    """
+
+    title: str
+    heads: list[tuple[str, ...]]
+    rows: list[tuple[str, list[Parts]]]
+    references: int
+
+    def pieces(self, sizes: Iterable[int]) -> Iterator[Grid]:
+        """The grid cut into grids of so many columns each."""
+        start = 0
+        for size in sizes:
+            part = slice(start, start + size)
+            yield self._replace(heads=self.heads[part], rows=[(name, row[part]) for name, row in self.rows])
+            start += size
+
+    @property
+    def last_fair(self) -> int:
+        """The row above the line under which the reference rows stand; -1 where there is no such line."""
+        return len(self.rows) - self.references - 1 if self.references else -1
+
+
+# ---------------------------------------------------------------------- what is shown
+
+
+def main_grid(table: Table) -> Grid:
+    """Rows by rank, one column a dataset and noise, in the ranking number."""
+    many = len(table.columns) > 1
+    rows = []
+    for method in table.methods:
+        rank = table.ranks[method]
+        text = "–" if rank is None else f"{rank:.2f}" if many else f"{rank:g}"
+        cells = [table.cells[method, column, table.ranking] for column in table.columns]
+        rows.append((_name(table, method), [Parts(text), *(Parts.of(cell, table.ranking.metric) for cell in cells)]))
+    heads = [("mean", "rank") if many else ("rank",), *(tuple(map(_line, column)) for column in table.columns)]
+    return Grid(table.title, heads, rows, len(table.privileged))
+
+
+def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
+    """One grid a column: accuracy at all three epochs, other metrics at the ranking epoch, and seconds.
+
+    "short" has the memorised share as the only other metric, and fits 80 columns.
+    """
+    if details == "none":
+        return []
+    brief = details == "short"
+    others = ["memorised"] if brief else [name for name in METRICS if name != "accuracy"]
+    kinds = [Kind(rule, "accuracy") for rule in RULES] + [Kind(table.ranking.rule, name) for name in others]
+    kinds = [kind for kind in [*kinds, *([] if brief else [SECONDS])] if kind in table.kinds]
+    heads: list[tuple[str, ...]] = []
+    for kind in kinds:
+        metric = METRICS.get(kind.metric, Metric(kind.metric, False, False))
+        rule = "best (oracle)" if kind.rule == "best" else kind.rule
+        head = (rule if kind.metric == "accuracy" else metric.title, *(["%"] if metric.percent else []))
+        heads.append((" ".join(head),) if brief else head)
+    return [
+        Grid(
+            _line(" · ".join(column)),
+            heads,
+            [
+                (
+                    _name(table, method),
+                    [Parts.of(table.cells[method, column, kind], kind.metric, brief) for kind in kinds],
+                )
+                for method in table.methods
+            ],
+            len(table.privileged),
+        )
+        for column in table.columns
+    ]
+
+
+def notes(table: Table, details: Details = "full") -> list[str]:
+    """What the numbers are: plain lines."""
+    metric = METRICS[table.ranking.metric]
+    counts = sorted({len(seeds) for seeds in table.seeds.values()}) or [0]
+    n = "–".join(map(str, sorted({counts[0], counts[-1]})))
+    unit = (
+        metric.title + (" in %" if metric.percent else "") + ("" if metric.higher_is_better else " (lower is better)")
+    )
+    spread = "no sd from one seed" if n == "1" else f"mean ± sd over {n} seeds"
+    lines = [f"{unit} at {RULES[table.ranking.rule]}; {spread}; bold: best."]
+    ranking = [table.cells[method, column, table.ranking] for method in table.methods for column in table.columns]
+    if any(cell.p is not None for cell in ranking):
+        lines.append(
+            f"†: differs from the best (two-tailed Welch t-test, Holm-corrected over the column, p < {ALPHA})."
+        )
+    else:
+        lines.append("No significance test: it takes two complete methods with two seeds each.")
+    used = sum(any(table.cells[m, c, table.ranking].complete for m in table.ranks) for c in table.columns)
+    ranked = sum(rank is not None for rank in table.ranks.values())
+    lines.append(
+        f"Rank: mean over {used} column{'s' * (used != 1)} (1 is best, ties shared) "
+        f"of the {ranked} method{'s' * (ranked != 1)} complete in {'all of them' if used != 1 else 'it'}."
+    )
+    if any(0 < len(cell.numbers) < cell.expected for cell in table.cells.values()):
+        lines.append("(k/n): only k of the n seeds gave a number; such a mean is not tested, ranked or best.")
+    if table.privileged:
+        given = "; ".join(f"{_line(method)}: {_line(', '.join(what))}" for method, what in table.privileged.items())
+        lines.append(f"‡: given more than noisy labels ({given}); for reference, not ranked or tested.")
+    more = {
+        "short": "NLL, ECE and the rest: in the written files (or with --details). ",
+        "full": "Details: metrics but accuracy are at the epoch of the ranking. ",
+        "none": "",
+    }
+    versions = ", ".join(map(str, table.rules)) or "unknown"
+    mixed = " (mixed: numbers under different rules do not compare)" if len(table.rules) > 1 else ""
+    lines.append(f"{more[details]}Leaderboard rules: version {versions}{mixed}.")
+    return lines
+
+
+def failures(table: Table) -> list[str]:
+    """What went wrong: one line for all cells of a method whose reasons are the same but for numbers (epoch, step)."""
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for method, column, seed, reason in table.failures:
+        place = f"{_line(method)} on {_line(' / '.join(column))}, seed {seed}"
+        groups.setdefault((method, re.sub(r"\d+", "#", reason)), []).append((place, reason))
+    lines = []
+    for (method, _), failed in groups.items():
+        place, reason = failed[0]
+        if len(failed) == 1:
+            lines.append(f"{place} failed: {reason}")
+        else:
+            example = "" if len({why for _, why in failed}) == 1 else ", e.g."
+            lines.append(f"{_line(method)}: {len(failed)} cells failed{example}: {reason}")
+    rest = sum(len(failed) for failed in list(groups.values())[MAX_FAILURES:])
+    return lines[:MAX_FAILURES] + ([f"... and {rest} more failed"] if rest else [])
+
+
+def _name(table: Table, method: str) -> str:
+    return _line(method) + (" ‡" if method in table.privileged else "")
+
+
+def _rounded(mean: float, sd: float | None, metric: str) -> tuple[str, str]:
+    """Mean and sd as text: percent with two decimals, all else with three or four digits."""
+    if metric in METRICS and METRICS[metric].percent:
+        return f"{100 * mean:.2f}", "" if sd is None else f"{100 * sd:.2f}"
+    size = max(abs(mean), sd or 0.0)
+    if size and not 1e-4 <= size < 1e6:
+        form = ".2e"
+    else:
+        exponent = math.floor(math.log10(size)) if size else 0
+        form = f".{max(0, 3 - exponent if exponent >= 0 else 2 - exponent)}f"
+    return f"{mean:{form}}", "" if sd is None else f"{sd:{form}}"
+
+
+# ---------------------------------------------------------------------- in the terminal
+
+
+class RichTable:
+    """A `Table` for the terminal. How it is cut into stacked tables is decided by the width it is drawn in."""
+
+    def __init__(self, table: Table, details: Details) -> None:
+        self.table = table
+        self.details = details
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        for grid in [*detail_grids(self.table, self.details), main_grid(self.table)]:
+            yield from _draw(grid, options.max_width)
+            yield ""
+        for line in notes(self.table, self.details):
+            yield Text(line, "dim", overflow="fold")
+        for line in failures(self.table):
+            yield Text(line, "red", overflow="fold")
+
+
+def _draw(grid: Grid, width: int) -> RenderResult:
+    """The grid as a stack of tables, each at most `width` wide; only names and heads ever wrap."""
+    from rich import box
+    from rich.cells import cell_len
+    from rich.table import Table as Drawing
+    from rich.text import Text
+
+    gap = 2
+    columns = [_aligned([row[i] for _, row in grid.rows]) for i in range(len(grid.heads))]
+    narrow, wide = [], []
+    for head, column in zip(grid.heads, columns, strict=True):
+        cells = max(map(cell_len, column), default=0)
+        words = max(cell_len(word) for line in head for word in (line.split() or [""]))
+        narrow.append(max(cells, min(words, 24)))
+        wide.append(max(cells, *map(cell_len, head)))
+    name_width = max(16, width // 3)
+    beside = width - sum(narrow) - gap * len(narrow)
+    if beside >= 16:  # better a name that wraps than a second table
+        name_width = min(name_width, beside)
+    name_width = min(name_width, max(map(cell_len, ["method", *(name for name, _ in grid.rows)])))
+    room = width - name_width
+
+    sizes = _packed([size + gap for size in narrow], room)
+    start = 0
+    for k, piece in enumerate(grid.pieces(sizes)):
+        part = slice(start, start + len(piece.heads))
+        start += len(piece.heads)
+        drawing = Drawing(
+            title=None if k else Text(grid.title, "bold", overflow="fold"),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        drawing.add_column("method", width=name_width, overflow="fold")
+        widths = _widened(narrow[part], wide[part], room - gap * len(piece.heads))
+        for head, size in zip(piece.heads, widths, strict=True):
+            drawing.add_column(Text("\n".join(head)), width=size, overflow="fold")
+        for i, (name, row) in enumerate(piece.rows):
+            texts = [Text(column[i], parts.style) for column, parts in zip(columns[part], row, strict=True)]
+            drawing.add_row(Text(name), *texts, end_section=i == piece.last_fair)
+        if k:
+            yield ""
+        yield drawing
+
+
+def _even(count: int, pieces: int) -> list[int]:
+    """`count` cut into so many nearly equal sizes, the larger first."""
+    return [count // pieces + (i < count % pieces) for i in range(pieces)]
+
+
+def _packed(widths: Sequence[int], room: int) -> list[int]:
+    """How many columns each of the fewest even pieces holds that fit `room`; one each where nothing fits."""
+    for pieces in range(1, len(widths)):
+        sizes, rest = _even(len(widths), pieces), iter(widths)
+        if all(sum(next(rest) for _ in range(size)) <= room for size in sizes):
+            return sizes
+    return [1] * len(widths)
+
+
+def _widened(narrow: Sequence[int], wide: Sequence[int], room: int) -> list[int]:
+    """Column widths between `narrow` and `wide` that use the room, the narrowest growing first."""
+    widths = list(narrow)
+    for _ in range(room - sum(widths)):
+        growing = [i for i, width in enumerate(widths) if width < wide[i]]
+        if growing:
+            widths[min(growing, key=lambda i: widths[i])] += 1
+    return widths
+
+
+def _aligned(column: Sequence[Parts]) -> list[str]:
+    """The cells of a column with their means and sds under each other."""
+    numeric = [parts for parts in column if re.fullmatch(r"-?[0-9.]+(e[-+][0-9]+)?", parts.mean)]
+    mean = max((len(parts.mean) for parts in numeric), default=0)
+    sd = max((len(parts.sd) for parts in numeric), default=0)
+    return [
+        str(parts._replace(mean=f"{parts.mean:>{mean}}", sd=parts.sd and f"{parts.sd:>{sd}}"))
+        if parts in numeric
+        else str(parts)
+        for parts in column
+    ]
+
+
+# ---------------------------------------------------------------------- in files
+
+
+def markdown(table: Table) -> str:
+    """See `Table.to_markdown`."""
+
+    def draw(grid: Grid) -> Iterator[str]:
+        lines = [["method", *(" ".join(head) for head in grid.heads)]]
+        lines = [[_markdown(text) for text in line] for line in lines] + [["---"] * (len(grid.heads) + 1)]
+        for name, row in grid.rows:
+            texts = [f"**{_markdown(str(parts))}**" if parts.bold else _markdown(str(parts)) for parts in row]
+            lines.append([_markdown(name), *texts])
+        return (f"| {' | '.join(line)} |" for line in lines)
+
+    lines = [f"# {_markdown(table.title)}", "", *draw(main_grid(table)), ""]
+    lines += [f"- {_markdown(line)}" for line in [*notes(table), *failures(table)]]
+    for grid in detail_grids(table):
+        lines += ["", f"## {_markdown(grid.title)}", "", *draw(grid)]
+    return "\n".join(lines) + "\n"
+
+
+def latex(table: Table) -> str:
+    """See `Table.to_latex`."""
+
+    def draw(grid: Grid) -> Iterator[str]:
+        for piece in grid.pieces(_even(len(grid.heads), -(-len(grid.heads) // 5))):
+            heads = [r" \\ ".join(map(_latex, head)) for head in piece.heads]
+            yield rf"\begin{{tabular}}{{l{'r' * len(heads)}}}"
+            yield r"\toprule"
+            yield " & ".join(["method", *(rf"\shortstack[r]{{{head}}}" for head in heads)]) + r" \\"
+            yield r"\midrule"
+            for i, (name, row) in enumerate(piece.rows):
+                texts = [rf"\textbf{{{_latex(str(parts))}}}" if parts.bold else _latex(str(parts)) for parts in row]
+                yield " & ".join([_latex(name), *texts]) + r" \\"
+                if i == piece.last_fair:
+                    yield r"\midrule"
+            yield r"\bottomrule"
+            yield r"\end{tabular}\par\medskip"
+
+    lines = [r"% needs \usepackage{booktabs}"]
+    for i, grid in enumerate([main_grid(table), *detail_grids(table)]):
+        lines += [r"\begin{table}", r"\centering", rf"\caption{{{_latex(grid.title)}}}", *draw(grid)]
+        if i == 0:
+            lines += [r"\begin{minipage}{\linewidth}\footnotesize"]
+            lines += [*(_latex(line) + r"\par" for line in [*notes(table), *failures(table)]), r"\end{minipage}"]
+        lines += [r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+def _markdown(text: str) -> str:
+    """`text` such that Markdown shows it literally, inside a table too."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text)
+
+
+LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # \\ at the end of the row before would take [ or * for its own argument
+    "]": "{]}",
+    "*": "{*}",
+    "`": r"\textasciigrave{}",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "·": r"$\cdot$",
+    "–": r"\textendash{}",
+}
+
+
+def _latex(text: str) -> str:
+    """`text` such that LaTeX shows it literally."""
+    return "".join(LATEX.get(char, char) for char in text).replace("--", "-{}-")  # no dash for two hyphens
