@@ -30,8 +30,8 @@ class CoTeaching(Method):
             forget_rate: tau of Eq. 2, the share dropped at last. The paper sets it to the true noise rate, which no
                 method may see here: this is the value for 20% noise.
             ramp: T_k, over which the dropped share grows from 0; 10 of the paper's 200 epochs.
-            exponent: c of R(T) = 1 - tau * min(T^c / T_k^c, 1); 1 in the paper. Both sides carry it, so that the ramp is
-                continuous for every c.
+            exponent: c of R(T) = 1 - tau * min(T^c / T_k^c, 1); 1 in the paper. Both sides carry it, so that the ramp
+                is continuous for every c.
         """
 
         forget_rate: Annotated[float, Field(ge=0, lt=1)] = 0.2

@@ -40,7 +40,7 @@ class EarlyLearningRegularisation(Classifier):
         self.register_buffer("targets", torch.zeros(task.num_train, task.num_classes))
 
     def loss(self, batch: Batch, run: Run) -> Tensor:
-        """CE + lambda * mean log(1 - <p, t>), t the running average of p; p clipped to [1e-4, 1 - 1e-4] as theirs is."""
+        """CE + lambda * mean log(1 - <p, t>), t the running average of p; p clipped to [1e-4, 1 - 1e-4] as theirs."""
         logits = self(batch.x).float()
         p = torch.softmax(logits, dim=1).clamp(1e-4, 1 - 1e-4)
         with torch.no_grad():

@@ -217,7 +217,8 @@ class Outbox:
     # -- cells
 
     def _ack_file(self, cell: dict[str, Any]) -> Path:
-        return self.out / cell["folder"] / f"sent-{self.board}.json"
+        folder: str = cell["folder"]
+        return self.out / folder / f"sent-{self.board}.json"
 
     def _ack(self, cell: dict[str, Any]) -> dict[str, Any]:
         ack = load(self._ack_file(cell))
@@ -254,7 +255,7 @@ class Outbox:
         seen, config = RunFolder(path), load(path / "config.json")
         if not (seen.bytes or seen.final):
             return
-        facts = {key: config[key] for key in ("rules", "privileged", "noise_sha256") if key in config}
+        facts: dict[str, Any] = {key: config[key] for key in ("rules", "privileged", "noise_sha256") if key in config}
         facts |= {key: value for key, value in seen.final.items() if key not in ("metrics", "seconds", "status")}
         # One run may stand on several boards under several labels: the board has the last word.
         facts |= {

@@ -90,10 +90,10 @@ def stored_noise(cell: Cell, data: ImageData, out: Path) -> tuple[noise.NoisyLab
         if not (folder / "noise.json").exists():
             made = make_noise(cell.noise, data, cell.noise_seed)
             noise.save(made, folder, name=f"{cell.dataset} {cell.noise.label}", true_labels=data.train_labels)
-            if data.num_classes <= 100:
-                drawn = folder / "transition.png"
-                noise.draw_transition(made.transition, made.realised_transition(data.train_labels), drawn, data.classes)
-    return noise.load(folder), folder
+        found, drawn = noise.load(folder), folder / "transition.png"
+        if data.num_classes <= 100 and not drawn.exists():  # a kill may have come between the two
+            noise.draw_transition(found.transition, found.realised_transition(data.train_labels), drawn, data.classes)
+    return found, folder
 
 
 def split(num: int, recipe: Recipe, seed: int) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,11 @@ class Outcome:
         """How many cells failed."""
         return sum(result["status"] == "failed" for result in self.results)
 
+    @property
+    def missing(self) -> int:
+        """How many cells another process holds."""
+        return sum(result["status"] == "missing" for result in self.results)
+
 
 def result_of(cell: Cell, out: Path) -> dict[str, Any]:
     """What stands in the cell's folder, or a "missing" result."""
@@ -158,6 +163,9 @@ def run_board(
         if todo:
             check_settings(benchmark)
             for cell, result in run(todo, place, jobs or cores(), progress.tick):
+                if result["status"] == "failed":
+                    result = result_of(cell, out) | result
+                    write_json(out / cell.folder() / "failure.json", result)  # a worker that died could not
                 results[cell.fingerprint()] = result_of(cell, out) | result
                 progress.done(cell, result)
     finally:

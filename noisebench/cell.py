@@ -65,7 +65,8 @@ class Folder:
         self.begin()
         path.mkdir(parents=True, exist_ok=True)
         for torn in path.glob("*.tmp"):
-            torn.unlink()
+            if not torn.name.startswith(".sent-"):  # those are the sender's, which may be writing
+                torn.unlink(missing_ok=True)
         self.history = self._read_history()
 
     def begin(self) -> None:
@@ -110,11 +111,19 @@ class Folder:
             self._saved = time.monotonic()
 
     def stored_state(self) -> dict[str, Any] | None:
-        """The checkpoint, if there is one."""
+        """The checkpoint, if there is one that can be used; the run starts anew otherwise, and the log says why."""
         file = self.path / "checkpoint.pt"
         if not file.exists():
             return None
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            epoch, _, _ = state["epoch"], state["method"], state["run"]
+        except Exception as error:  # torch raises many kinds for a damaged file
+            self.log(f"checkpoint.pt is damaged ({type(error).__name__}): started anew")
+            return None
+        if epoch > len(self.history):  # the machine lost power, and lines that were not yet on the disk
+            self.log(f"metrics.jsonl ends at epoch {len(self.history)}, checkpoint.pt at {epoch}: started anew")
+            return None
         return state
 
 
@@ -163,9 +172,9 @@ def run_cell(
     try:
         done = read_json(path / "result.json")
         if done is not None:
+            (path / "checkpoint.pt").unlink(missing_ok=True)  # a kill may have come just before its end
             return done | {"label": cell.method.label}
-        with suppress(FileNotFoundError):
-            (path / "failure.json").unlink()
+        (path / "failure.json").unlink(missing_ok=True)
         folder = Folder(path, cell.recipe.checkpoint_seconds)
         try:
             return _run(cell, folder, base, out, data_root, download, accelerator)
@@ -229,6 +238,5 @@ def _run(
     }
     write_json(folder.path / "result.json", result)
     folder.log("finished")
-    with suppress(FileNotFoundError):
-        (folder.path / "checkpoint.pt").unlink()
+    (folder.path / "checkpoint.pt").unlink(missing_ok=True)
     return result

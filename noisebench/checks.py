@@ -93,7 +93,9 @@ class _Suite:
 
     def contract(self) -> None:
         """is a Method with a name and a frozen dataclass of settings"""
-        assert isinstance(self.cls, type) and issubclass(self.cls, Method), f"{self.cls!r} is no subclass of Method"
+        known: Any = self.cls  # an entry point may give anything
+        assert isinstance(known, type), f"{known!r} is no class"
+        assert issubclass(known, Method), f"{known!r} is no subclass of noisebench.method.Method"
         assert self.cls.name, "set the class attribute `name`"
         settings = self.cls.Hparams
         assert is_dataclass(settings), "Hparams must be a dataclass"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from noisebench.config import Benchmark, MethodSpec
+    from noisebench.table import Table
 
 app = typer.Typer(
     help="Benchmarks for learning with noisy labels: the same noise for every method, statistics in the table.\n\n"
@@ -122,6 +123,8 @@ def leaderboard(
         console.print(f"Curves: mlflow ui --backend-store-uri {store_uri(out)}", soft_wrap=True, markup=False)
     if outcome.failed:
         _fail(f"{outcome.failed} of {len(outcome.results)} cells failed; the table's footer has the reasons", 1)
+    if outcome.missing:
+        _fail(f"{outcome.missing} of {len(outcome.results)} cells are held by another process; run this again", 1)
 
 
 @app.command()
@@ -160,15 +163,17 @@ def run(
     }
     config = build(Benchmark, override(data, settings or []), "run")
     check_names(config, "run")
+    cells = config.cells()
+    if len(cells) != 1:
+        raise UserError(f"--set: run trains one cell, and this makes {len(cells)}; use noisebench leaderboard")
     from noisebench.board import check_settings
     from noisebench.cell import run_cell
 
     check_settings(config)
     _stop_like_ctrl_c()
     root = data_root.absolute() if data_root else None
-    (cell,) = config.cells()
     try:
-        result = run_cell(cell, out.absolute(), root, download, device)
+        result = run_cell(cells[0], out.absolute(), root, download, device)
     except KeyboardInterrupt:
         _console(stderr=True).print("\nStopped. The same command goes on from the last checkpoint.")
         raise typer.Exit(130) from None
@@ -182,7 +187,7 @@ def run(
             numbers = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k != "epoch")
             name = "best (oracle)" if which == "best" else which
             console.print(f"  {name:<14} epoch {metrics['epoch']:>3}: {numbers}", highlight=False, soft_wrap=True)
-        console.print(f"  {out / cell.folder()}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {out / cells[0].folder()}", soft_wrap=True, highlight=False, markup=False)
     if result["status"] != "finished":
         _fail(str(result["reason"]), 1)
 

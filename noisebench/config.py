@@ -153,6 +153,11 @@ class Benchmark(_Model):
             twins = sorted({n for n in names if names.count(n) > 1})
             if twins:
                 raise ValueError(f"{what}: '{twins[0]}' is listed twice; give each once, or a label of its own")
+        rows: dict[str, str] = {}
+        for row in self.methods:
+            same = rows.setdefault(json.dumps([row.name, row.hparams], sort_keys=True, default=str), row.label)
+            if same != row.label:
+                raise ValueError(f"methods: '{same}' and '{row.label}' are one method under the same settings")
         return self
 
     @property

@@ -317,8 +317,8 @@ class Loader:
     def _normalised_set(self) -> Tensor | None:
         """All images as they are without augmentation, if that is small: a batch is one operation.
 
-        In the order of memory that batches have, since index_select gives contiguous rows: [N, C, H, W], or [N, H, W, C]
-        with channels_last.
+        In the order of memory that batches have, since index_select gives contiguous rows: [N, C, H, W], or
+        [N, H, W, C] with channels_last.
         """
         if not isinstance(self._source, _Resident):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import multiprocessing
 import os
 import signal
@@ -70,39 +71,52 @@ def run_local(
     left = list(cells)
     deaths: dict[str, int] = {}
     while left:
-        workers = min(jobs, len(left))
-        context = multiprocessing.get_context("spawn")
-        pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        # A pool that breaks takes the healthy cells beside the dying one with it: those suspects go on one by one.
+        suspects = [cell for cell in left if cell.fingerprint() in deaths]
+        batch = suspects[:1] or list(left)
+        running: dict[concurrent.futures.Future[dict[str, Any]], Cell] = {}
         try:
-            queue = iter(left)
-            running: dict[concurrent.futures.Future[dict[str, Any]], Cell] = {}
-
-            def submit_next() -> None:
-                # One cell a worker: a pool that breaks then points at the few cells that were running.
-                cell = next(queue, None)  # noqa: B023
-                if cell is not None:
-                    running[pool.submit(_work, cell, place)] = cell  # noqa: B023
-
-            for _ in range(workers):
-                submit_next()
-            while running:
-                done, _ = concurrent.futures.wait(running, 0.2, concurrent.futures.FIRST_COMPLETED)
-                idle()
-                for future in done:
-                    result = future.result()
-                    cell = running.pop(future)
-                    left.remove(cell)
-                    submit_next()
-                    yield cell, result
+            for cell, result in _run_pool(batch, place, min(jobs, len(batch)), running, idle):
+                left.remove(cell)
+                deaths.pop(cell.fingerprint(), None)
+                yield cell, result
         except BrokenProcessPool:
             for cell in running.values():
                 key = cell.fingerprint()
-                deaths[key] = deaths.get(key, 0) + 1
+                deaths[key] = deaths.get(key, 0) + (1 if suspects or len(running) == 1 else 0)
                 if deaths[key] >= MAX_DEATHS:
                     left.remove(cell)
                     reason = f"its worker process died {MAX_DEATHS} times (out of memory? see dmesg); try --jobs 1"
                     yield cell, {"status": "failed", "reason": reason}
-        finally:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_pool(
+    cells: list[Cell],
+    place: Place,
+    workers: int,
+    running: dict[concurrent.futures.Future[dict[str, Any]], Cell],
+    idle: Callable[[], None],
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Run cells in one pool; `running` tells the caller what ran when it broke.
+
+    Raises:
+        BrokenProcessPool: a worker died.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    queue = iter(cells)
+    try:
+        for cell in itertools.islice(queue, workers):  # one cell a worker, so that few run when a pool breaks
+            running[pool.submit(_work, cell, place)] = cell
+        while running:
+            done, _ = concurrent.futures.wait(running, 0.2, concurrent.futures.FIRST_COMPLETED)
+            idle()
+            for future in done:
+                result = future.result()
+                yield running.pop(future), result
+                for cell in itertools.islice(queue, 1):
+                    running[pool.submit(_work, cell, place)] = cell
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -320,7 +320,12 @@ def draw_transition(
                 text = f"{value:.2f}".replace("0.", ".", 1) if 0 < value < 0.995 else f"{value:.0f}"
                 axis.text(j, i, text, ha="center", va="center", size=7, color="white" if value < top / 2 else "black")
     figure.colorbar(image, ax=axes, label="P(noisy | true)", shrink=0.8)
-    figure.savefig(path, dpi=150, format="png")
+    aside = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(6)}")
+    try:
+        figure.savefig(aside, dpi=150, format="png")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _find(kind: object, options: Mapping[str, Any]) -> Kind:

@@ -10,11 +10,13 @@ import ast
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from noisebench.errors import UserError, unknown
@@ -98,16 +100,30 @@ def _parse(file: Path) -> ast.Module:
         raise SyntaxError(str(error)) from None
 
 
-def _constants(body: list[ast.stmt]) -> dict[str, Any]:
-    found = {}
+def _constants(body: list[ast.stmt], outside: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Literals by name; a name of one, here or `outside`, stands for it."""
+    found: dict[str, Any] = {}
     for node in body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and getattr(node, "value", None) is not None:
-            try:
-                found[target.id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
-            except (ValueError, TypeError):
-                continue
+            value: ast.expr = node.value  # type: ignore[attr-defined]
+            with suppress(ValueError, TypeError, KeyError):
+                if isinstance(value, ast.Name):
+                    found[target.id] = {**outside, **found}[value.id]
+                else:
+                    found[target.id] = ast.literal_eval(value)
     return found
+
+
+def _class_constants(node: ast.ClassDef, module: ast.Module) -> dict[str, Any]:
+    """Its own constants, and those that it inherits within its file; a name is never inherited."""
+    found: dict[str, Any] = {}
+    bases = {base.id for base in node.bases if isinstance(base, ast.Name)} - {node.name}
+    for other in module.body[: module.body.index(node)]:
+        if isinstance(other, ast.ClassDef) and other.name in bases:
+            found |= _class_constants(other, module)
+    found.pop("name", None)
+    return found | _constants(node.body, _constants(module.body))
 
 
 def _summary(node: ast.Module | ast.ClassDef) -> str:
@@ -115,9 +131,10 @@ def _summary(node: ast.Module | ast.ClassDef) -> str:
 
 
 def _methods_of(file: Path, module: str) -> Iterator[Entry]:
-    for node in _parse(file).body:
+    tree = _parse(file)
+    for node in tree.body:
         if isinstance(node, ast.ClassDef):
-            constants = _constants(node.body)
+            constants = _class_constants(node, tree)
             name = constants.get("name")
             if isinstance(name, str) and name:
                 yield Entry(name, _summary(node), "noisebench", module, node.name, file, constants)
@@ -155,8 +172,8 @@ def _from_entry_point(point: metadata.EntryPoint, what: str) -> Entry:
         try:
             tree = _parse(source)
             classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == point.attr]
-            node: ast.Module | ast.ClassDef = classes[0] if classes else tree
-            summary, constants = _summary(node), _constants(node.body)
+            summary = _summary(classes[0] if classes else tree)
+            constants = _class_constants(classes[0], tree) if classes else _constants(tree.body)
         except (SyntaxError, OSError):
             summary = f"(this {what}'s source does not parse)"
     return Entry(point.name, summary, origin, point.module, point.attr or "", source, constants)

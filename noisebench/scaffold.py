@@ -96,11 +96,12 @@ def write_plugin(name: str, parent: Path) -> Path:
     for what, known in (("method", registry.methods()), ("dataset", registry.datasets())):
         if name in known.entries:
             raise UserError(f"a {what} '{name}' exists already; choose another name")
-    if importlib.util.find_spec(name) is not None:  # one of the two would hide the other
-        raise UserError(f"a Python module '{name}' exists already; choose another name")
     folder = parent / name
     if folder.exists():
         raise UserError(f"{folder} exists already; choose another name, or another place with --in")
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.origin is not None:  # one of the two would hide the other
+        raise UserError(f"a Python module '{name}' exists already; choose another name")
     cls = "".join(part.capitalize() for part in name.split("_"))
     if re.search(rf"import .*\b{cls}\b", _METHOD):  # it would hide what the template imports
         cls += "Method"

@@ -26,6 +26,7 @@ BATCH = 128
 
 
 def images(samples: int) -> ImageData:
+    """Random 28x28 images under random labels."""
     draw = np.random.default_rng(0)
 
     def some(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +40,7 @@ def images(samples: int) -> ImageData:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--samples", type=int, default=6400)

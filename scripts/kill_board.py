@@ -285,7 +285,7 @@ def main() -> int:
     print(f"undisturbed: {len(undisturbed.cells())} cells, {time.monotonic() - began:.0f} s; {out}", flush=True)
     killing = Killing(undisturbed, random.Random(options.seed), options.longest)
     counts = killing.counts
-    while (left := options.kills - counts["drivers"] - counts["workers"]) > 0 and not killing.faults:
+    while (left := options.kills - counts["drivers"] - counts["workers"]) > 0:
         killing.disturb(Board(out / f"disturbed-{counts['boards'] + 1}", jobs=options.jobs), left)
     row = {
         "kills": counts["drivers"] + counts["workers"],

@@ -148,7 +148,7 @@ def test_an_int_counts_epochs_and_a_float_is_a_share() -> None:
 
 def test_yaml_numbers_and_doubled_keys() -> None:
     assert parse_yaml("lr: 1e-3", "x")["lr"] == 1e-3
-    with pytest.raises(UserError, match="line 2.*key 'a' twice"):
+    with pytest.raises(UserError, match=r"line 2.*key 'a' twice"):
         parse_yaml("a: 1\na: 2", "x.yaml")
     with pytest.raises(UserError, match=r"x.yaml, line 1: not valid YAML"):
         parse_yaml("a: [1", "x.yaml")

@@ -50,7 +50,7 @@ def test_mistakes_are_one_clear_line(arguments: dict[str, object], says: str) ->
 
 def test_names_of_the_package_are_functions_whatever_was_imported_before() -> None:
     import noisebench.board
-    import noisebench.fitting  # noqa: F401
+    import noisebench.fitting
 
     assert callable(noisebench.fit)
     assert callable(noisebench.leaderboard)

@@ -246,5 +246,5 @@ def test_an_ensemble_averages_members_that_differ() -> None:
 
 def test_an_ensemble_of_something_unknown_names_the_nearest() -> None:
     cls = method_class("ensemble")
-    with pytest.raises(UserError, match="mixupp.*did you mean mixup"):
+    with pytest.raises(UserError, match=r"mixupp.*did you mean mixup"):
         cls(cls.Hparams(member="mixupp")).build(Task(3, 10, (1, 2, 2), 4, lambda: nn.Flatten()))
