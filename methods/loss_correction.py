@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from noisebench.errors import TrainingFailed
 from noisebench.method import Batch, Classifier, Epochs, Task
-from noisebench.training import Run, TrainingFailed
+from noisebench.training import Run
 
 FLOOR = 1e-7  # of a probability inside a logarithm, as in the authors' code (Keras' epsilon)
 PAPER = "Patrini et al., Making Deep Neural Networks Robust to Label Noise: A Loss Correction Approach, CVPR 2017"

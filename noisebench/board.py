@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -162,12 +163,13 @@ def run_board(
         progress.start(todo, len(cells) - len(todo), out)
         if todo:
             check_settings(benchmark)
-            for cell, result in run(todo, place, jobs or cores(), progress.tick):
-                if result["status"] == "failed":
-                    result = result_of(cell, out) | result
-                    write_json(out / cell.folder() / "failure.json", result)  # a worker that died could not
-                results[cell.fingerprint()] = result_of(cell, out) | result
-                progress.done(cell, result)
+            with closing(run(todo, place, jobs or cores(), progress.tick)) as ended:  # an error here ends the workers
+                for cell, result in ended:
+                    if result["status"] == "failed":
+                        result = result_of(cell, out) | result
+                        write_json(out / cell.folder() / "failure.json", result)  # a worker that died could not
+                    results[cell.fingerprint()] = result_of(cell, out) | result
+                    progress.done(cell, result)
     finally:
         table = table_of(benchmark, list(results.values()))
         table.write(board_folder(benchmark, out))

@@ -23,9 +23,8 @@ from torch import nn
 
 from noisebench.assembly import Setup, load_dataset, make_hparams, method_class, stored_noise
 from noisebench.config import RULES, Cell
-from noisebench.errors import UserError
+from noisebench.errors import TrainingFailed, UserError
 from noisebench.files import read_json, write_json
-from noisebench.training import TrainingFailed
 
 
 def weights_sha256(method: nn.Module) -> str:

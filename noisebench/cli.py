@@ -156,9 +156,9 @@ def run(
     data: dict[str, Any] = {
         "name": "single-runs",
         "datasets": [dataset],
-        "noise": [override({"kind": noise, "rate": rate}, noise_option or [])],
+        "noise": [override({"kind": noise, "rate": rate}, noise_option or [], "--noise-option")],
         "seeds": [seed],
-        "methods": [{"name": method, "hparams": override({}, hparam or [])}],
+        "methods": [{"name": method, "hparams": override({}, hparam or [], "--hparam")}],
         "recipe": {} if epochs is None else {"epochs": epochs},
     }
     config = build(Benchmark, override(data, settings or []), "run")
@@ -211,7 +211,7 @@ def inject(
     from noisebench.config import Noise, build, override
 
     registry.datasets()[dataset]
-    spec = build(Noise, override({"kind": noise, "rate": rate}, option or []), "noise")
+    spec = build(Noise, override({"kind": noise, "rate": rate}, option or [], "--option"), "noise")
     from noisebench import noise as noise_module
     from noisebench.assembly import load_dataset, make_noise
 

@@ -347,8 +347,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def override(data: dict[str, Any], settings: list[str]) -> dict[str, Any]:
-    """`data` with ``a.b=value`` settings applied; the values are YAML.
+def override(data: dict[str, Any], settings: list[str], option: str = "--set") -> dict[str, Any]:
+    """`data` with ``a.b=value`` settings applied; the values are YAML. `option` is what the user wrote before them.
 
     Raises:
         UserError: no `=`, or a path that runs through something that is no mapping.
@@ -357,14 +357,14 @@ def override(data: dict[str, Any], settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path.strip():
-            raise UserError(f"--set {setting}: expected KEY=VALUE, e.g. recipe.epochs=30")
+            raise UserError(f"{option} {setting}: expected KEY=VALUE")
         *parents, last = path.strip().split(".")
         node = data
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise UserError(f"--set {setting}: '{parent}' holds a value, not keys")
-        node[last] = parse_yaml(text, f"--set {path}")
+                raise UserError(f"{option} {setting}: '{parent}' holds a value, not keys")
+        node[last] = parse_yaml(text, f"{option} {path}")
     return data
 
 

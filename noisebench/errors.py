@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake in what the user gave. The message is one line: what was wrong, where, what would be right."""
 
 
+class TrainingFailed(Exception):
+    """A run that cannot go on: the reason, with epoch and step where there is one. Its cell fails, the board goes on."""
+
+
 def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not among `known`, with the nearest names.
 

@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import (
 )
 
 from noisebench.data import Loader
+from noisebench.errors import TrainingFailed
 from noisebench.method import Method
 from noisebench.streams import stream
 
@@ -67,6 +68,8 @@ class Evaluator:
             probabilities, labels = self._predict(method, self._train, self._suspects)
             found["train.memorised"] = _accuracy(probabilities, labels)
         scores = method.noise_scores(run)
+        if scores is not None and scores.shape != self._wrong.shape:
+            raise TrainingFailed(f"noise_scores must give [{len(self._wrong)}], it gave {list(scores.shape)}")
         if scores is not None and bool(self._wrong.any()) and not bool(self._wrong.all()):
             found["train.noise_auc"] = float(binary_auroc(_ranks(scores), self._wrong.to(scores.device).long()))
         estimate = method.transition()
@@ -92,8 +95,6 @@ def check_probabilities(p: Tensor, num_classes: int) -> None:
     Raises:
         TrainingFailed: another shape than [B, K], a value that is not finite or negative, rows that do not sum to one.
     """
-    from noisebench.training import TrainingFailed
-
     if p.ndim != 2 or p.shape[1] != num_classes:
         raise TrainingFailed(f"predict must give [B, {num_classes}], it gave {list(p.shape)}")
     if not bool(p.isfinite().all()):

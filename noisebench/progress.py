@@ -58,10 +58,13 @@ class BoardProgress:
         self._total = finished + len(todo)
         before = f", {finished} finished before" if finished else ""
         if todo:
-            self._console.print(f"{self._title}: {self._total} cells{before}; {out}", soft_wrap=True, highlight=False)
+            text = f"{self._title}: {self._total} cells{before}; {out}"
+            self._console.print(text, soft_wrap=True, highlight=False, markup=False)
         self._began = time.monotonic()
         self._recorded = sum(map(self._epochs_of, todo))  # of earlier, stopped attempts
-        self._task = self._bar.add_task(self._title, total=self._total * self._epochs, cells="", to_go="", running="")
+        self._task = self._bar.add_task(
+            escape(self._title), total=self._total * self._epochs, cells="", to_go="", running=""
+        )
         self.tick()
 
     def _epochs_of(self, cell: Cell) -> int:

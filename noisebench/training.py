@@ -15,14 +15,10 @@ from torch import Tensor, nn
 
 from noisebench.config import Recipe, Schedule
 from noisebench.data import Loader
-from noisebench.errors import UserError
+from noisebench.errors import TrainingFailed, UserError
 from noisebench.evaluation import EVALUATION_BATCH, Evaluator
 from noisebench.method import Batch, Epochs, Method, epochs_from
 from noisebench.streams import stream
-
-
-class TrainingFailed(Exception):
-    """A cell that cannot go on: the reason, with epoch and step where there is one."""
 
 
 def learning_rate_factor(schedule: Schedule, epoch: int, epochs: int) -> float:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from noisebench import registry
 from noisebench.assembly import method_class
 from noisebench.checks import check_method
-from noisebench.errors import UserError
+from noisebench.errors import TrainingFailed, UserError
 from noisebench.method import Batch, Task
 from noisebench.methods.loss_correction import estimate_transition
-from noisebench.training import TrainingFailed
 
 
 @pytest.mark.parametrize("name", sorted(registry.methods().entries))

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from noisebench.assembly import Setup
 from noisebench.checks import RECIPE, sample_data
 from noisebench.config import Recipe, Schedule
-from noisebench.errors import UserError
+from noisebench.errors import TrainingFailed, UserError
 from noisebench.fitting import Memory
 from noisebench.method import Batch, Classifier, epochs_from
-from noisebench.training import Run, TrainingFailed, learning_rate_factor
+from noisebench.training import Run, learning_rate_factor
 
 DATA = sample_data()
 
