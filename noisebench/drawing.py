@@ -99,19 +99,25 @@ def main_grid(table: Table) -> Grid:
 def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
     """One grid a column: accuracy at all three epochs, other metrics at the ranking epoch, and seconds.
 
+    The memorised share is that of the last epoch: it tells what the network ends as, where the chosen epoch tells
+    when that had not begun.
+
     "short" has the memorised share as the only other metric, and fits 80 columns.
     """
     if details == "none":
         return []
     brief = details == "short"
     others = ["memorised"] if brief else [name for name in METRICS if name != "accuracy"]
-    kinds = [Kind(rule, "accuracy") for rule in RULES] + [Kind(table.ranking.rule, name) for name in others]
+    kinds = [Kind(rule, "accuracy") for rule in RULES] + [
+        Kind("last" if name == "memorised" else table.ranking.rule, name) for name in others
+    ]
     kinds = [kind for kind in [*kinds, *([] if brief else [SECONDS])] if kind in table.kinds]
     heads: list[tuple[str, ...]] = []
     for kind in kinds:
         metric = METRICS.get(kind.metric, Metric(kind.metric, False, False))
         rule = "best (oracle)" if kind.rule == "best" else kind.rule
-        head = (rule if kind.metric == "accuracy" else metric.title, *(["%"] if metric.percent else []))
+        title = f"{metric.title} (last)" if kind.metric == "memorised" else metric.title
+        head = (rule if kind.metric == "accuracy" else title, *(["%"] if metric.percent else []))
         heads.append((" ".join(head),) if brief else head)
     return [
         Grid(

@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class TrainingFailed(Exception):
-    """A run that cannot go on: the reason, with epoch and step where there is one. Its cell fails, the board goes on."""
+    """A run that cannot go on: the reason, with epoch and step where there is one. Its cell fails, no other."""
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> UserError:

@@ -88,7 +88,7 @@ def softmax64(logits: Tensor) -> Any:
 def test_ce_is_the_mean_negative_log_probability() -> None:
     logits, y = logits_and_labels()
     expected = -np.log(softmax64(logits)[np.arange(12), y.numpy()]).mean()
-    assert float(made("ce", logits).loss(batch_of(y), run_at())) == pytest.approx(expected, rel=1e-6)
+    assert made("ce", logits).loss(batch_of(y), run_at()).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("q", [0.01, 0.7, 1.0])

@@ -66,8 +66,8 @@ def drawn(table: Table, width: int = 100, details: Details = "full") -> str:
 
 GOLDEN = """\
 digits · pairflip 40%
-method          selected %    last %        best (oracle) %  memorised %
-─────────────────────────────────────────────────────────────────────────
+method          selected %    last %        best (oracle) %  memorised (last) %
+───────────────────────────────────────────────────────────────────────────────
 elr             81.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
 gce             80.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
 ce              61.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
@@ -76,8 +76,8 @@ mixup           failed        failed        failed           failed
 forward-true ‡  86.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
 
 digits · symmetric 40% (excl. true)
-method          selected %    last %        best (oracle) %  memorised %
-─────────────────────────────────────────────────────────────────────────
+method          selected %    last %        best (oracle) %  memorised (last) %
+───────────────────────────────────────────────────────────────────────────────
 elr             91.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
 gce             90.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
 ce              71.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
@@ -127,12 +127,12 @@ def test_short_details_fit_80_columns_in_one_table_each_and_the_ranking_comes_la
     results = [result for result in eight_methods() if (result["label"], result["seed"]) != ("gce", 2)]
     for result in results:
         result["metrics"]["best"]["accuracy"] = 1.0 - result["seed"] / 5
-        result["metrics"]["selected"]["memorised"] = 1.0 - result["seed"] / 5
+        result["metrics"]["last"]["memorised"] = 1.0 - result["seed"] / 5
     table = Table.from_results([*results, failed("gce", 2), failed("gce", 2, HARD)], title="ranking")
     text = drawn(table, 80, "short")
     assert text.count("method ") == 3
     heads = [" ".join(line.split()) for line in text.splitlines() if line.startswith("method ")]
-    assert heads[:2] == ["method selected % last % best (oracle) % memorised %"] * 2
+    assert heads[:2] == ["method selected % last % best (oracle) % memorised (last) %"] * 2
     assert text.index("digits · pairflip") < text.index("digits · symmetric") < text.index("ranking")
     assert text.index("ranking") < text.index("accuracy in %") < text.index("gce: 2 cells failed")
     assert "top-5" not in text
@@ -146,7 +146,7 @@ def test_without_a_validation_split_short_details_have_no_selected_column() -> N
     for result in results:
         result.get("metrics", {}).pop("selected", None)
     heads = detail_grids(Table.from_results(results), "short")[0].heads
-    assert heads == [("last %",), ("best (oracle) %",), ("memorised %",)]
+    assert heads == [("last %",), ("best (oracle) %",), ("memorised (last) %",)]
 
 
 @pytest.mark.parametrize("which", ["selected", "last", "best"])
@@ -167,7 +167,7 @@ def test_the_details_keep_three_accuracies_apart() -> None:
         *("91.00 ± 1.00", "50.00 ± 0.00", "95.00 ± 0.00", "99.00 ± 0.00"),
         *("0.310 ± 0.010", "0.0500 ± 0.0000", "25.00 ± 0.00", "13.00 ± 1.00"),
     ]
-    assert [head[0] for head in grid.heads][3:] == ["top-5", "NLL", "ECE", "memorised", "seconds"]
+    assert [head[0] for head in grid.heads][3:] == ["top-5", "NLL", "ECE", "memorised (last)", "seconds"]
 
 
 def test_a_method_without_a_metric_shows_a_dash_and_no_failure() -> None:
