@@ -102,5 +102,5 @@ class _MemberRun:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._run, name)
 
-    def reset_optimizer(self) -> None:
-        self._run.reset_optimizer(self._member)
+    def reset_optimizer(self, module: nn.Module | None = None) -> None:
+        self._run.reset_optimizer(self._member if module is None else module)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisebench.errors import TrainingFailed
+from noisebench.errors import TrainingFailed, UserError
 from noisebench.method import Batch, Classifier, Epochs, Task
 from noisebench.training import Run
 
@@ -22,15 +22,17 @@ class _Corrected(Classifier):
 
     paper = PAPER
     matrix: Tensor
+    estimated: Tensor
 
     @dataclass(frozen=True)
     class Hparams:
         """Settings.
 
         Attributes:
-            estimate_at: when T is estimated and the optimiser reset; epoch 75 of 300 in Arazo et al. 2019.
+            estimate_at: when T is estimated and the optimiser reset; epoch 75 of 300 in Arazo et al. 2019. At least one
+                epoch comes before it.
             percentile: row i of T is taken at the sample whose p_i is the highest (100, Eq. 12), or at this percentile
-                (97 in the paper, against outliers).
+                of p_i; 97 guards against outliers.
             max_condition: largest condition number of T that `backward` will invert.
         """
 
@@ -44,12 +46,17 @@ class _Corrected(Classifier):
         """The network, and T, the identity until it is estimated."""
         super().build(task)
         self.register_buffer("matrix", torch.eye(task.num_classes))
+        self.register_buffer("estimated", torch.tensor(False))
 
     def epoch(self, run: Run) -> Iterator[Batch]:
         """Estimate T when its epoch has come."""
-        if run.epoch == run.epochs_from(self.hparams.estimate_at) and run.epoch > 0:
+        when = max(1, run.epochs_from(self.hparams.estimate_at))
+        if when >= run.epochs:
+            raise UserError(f"{self.name}: estimate_at is after epoch {when} of {run.epochs}: T would never be used")
+        if run.epoch == when:
             probabilities = run.per_sample(lambda batch: self.predict(batch.x))
             self.matrix.copy_(estimate_transition(probabilities, self.hparams.percentile))
+            self.estimated.fill_(True)
             self.check_matrix()
             run.reset_optimizer()
         yield from run.loader()
@@ -57,9 +64,9 @@ class _Corrected(Classifier):
     def check_matrix(self) -> None:
         """Refuse an estimate that cannot be used."""
 
-    def transition(self) -> Tensor:
-        """The estimated T, [K, K]."""
-        return self.matrix
+    def transition(self) -> Tensor | None:
+        """The estimated T, [K, K], once there is one."""
+        return self.matrix if self.estimated else None
 
 
 class Forward(_Corrected):
@@ -69,7 +76,9 @@ class Forward(_Corrected):
 
     def loss(self, batch: Batch, run: Run) -> Tensor:
         """-log (T^t p)_y (Theorem 2)."""
-        noisy = torch.softmax(self(batch.x).float(), dim=1) @ self.matrix
+        p = torch.softmax(self(batch.x).float(), dim=1)
+        with torch.autocast(p.device.type, enabled=False):  # which would round p to bfloat16
+            noisy = p @ self.matrix
         return F.nll_loss(torch.log(noisy + FLOOR), batch.y)
 
 

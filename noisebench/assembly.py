@@ -12,29 +12,33 @@ import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from noisebench import noise, registry
 from noisebench.config import Cell, Noise, Recipe, explain, slugify
 from noisebench.data import Augmentation, ImageData, Images, Loader, make_loader
-from noisebench.errors import UserError, unknown
+from noisebench.errors import BrokenPlugin, UserError, unknown
 from noisebench.evaluation import Evaluator
+from noisebench.files import read_json
 from noisebench.method import Method, Task
 from noisebench.nn import make_backbone
 from noisebench.streams import stream
 from noisebench.training import Journal, Run, make_fabric, train
+
+MOST_CLASSES = 1000
+"""Up to so many classes the true T is held by the evaluator and given to methods that need it."""
 
 
 def method_class(name: str) -> type[Method]:
     """The registered method's class.
 
     Raises:
-        UserError: unknown, cannot be imported, or is no `Method`.
+        UserError: unknown. BrokenPlugin: cannot be imported, or is no `Method`.
     """
     found = registry.methods()[name].load()
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UserError(f"'{name}' is no noisebench Method: the entry point gives {found!r}")
+        raise BrokenPlugin(f"'{name}' is no noisebench Method: the entry point gives {found!r}")
     return found
 
 
@@ -44,12 +48,19 @@ def make_hparams(cls: type[Method], settings: Mapping[str, Any], where: str) -> 
     Raises:
         UserError: the key's path, the value, what would be right.
     """
-    known = [f.name for f in fields(cls.Hparams)]
+    try:
+        known = [f.name for f in fields(cls.Hparams)]
+        reader = TypeAdapter(cls.Hparams)
+    except (TypeError, PydanticUserError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BrokenPlugin(
+            f"{where}: Hparams must be a frozen dataclass of types that pydantic reads: {reason}"
+        ) from None
     for key in settings:
         if key not in known:
             raise unknown(f"{where}: hparams", key, known) if known else UserError(f"{where} has no hparams")
     try:
-        return TypeAdapter(cls.Hparams).validate_python(dict(settings))
+        return reader.validate_python(dict(settings))
     except ValidationError as error:
         raise UserError(f"{where}: hparams.{explain(error)}") from None
 
@@ -68,7 +79,11 @@ def load_dataset(name: str, root: Path | None, download: bool = False) -> ImageD
 
 
 def make_noise(spec: Noise, data: ImageData, seed: int) -> noise.NoisyLabels:
-    """Noisy labels for the whole training set; an asymmetric kind without a mapping takes the dataset's own."""
+    """Noisy labels for the whole training set, under the kind's own seed where it has one.
+
+    An asymmetric kind without a mapping takes the dataset's own.
+    """
+    seed = seed if spec.seed is None else spec.seed
     options = spec.options
     if spec.kind == "asymmetric":
         options.setdefault("mapping", data.class_map)
@@ -91,6 +106,9 @@ def stored_noise(cell: Cell, data: ImageData, out: Path) -> tuple[noise.NoisyLab
             made = make_noise(cell.noise, data, cell.noise_seed)
             noise.save(made, folder, name=f"{cell.dataset} {cell.noise.label}", true_labels=data.train_labels)
         found, drawn = noise.load(folder), folder / "transition.png"
+        told = (read_json(folder / "noise.json") or {}).get("true_sha256")
+        if told != noise.sha256_of(data.train_labels):
+            raise UserError(f"{folder} was made for other labels than {cell.dataset} has now; remove it")
         if data.num_classes <= 100 and not drawn.exists():  # a kill may have come between the two
             noise.draw_transition(found.transition, found.realised_transition(data.train_labels), drawn, data.classes)
     return found, folder
@@ -111,7 +129,7 @@ class Setup:
         cls: the method's class; hparams: its settings.
         data: the dataset; labels: noisy labels of its whole training set, int64 [N].
         recipe: how to train; seed: of the run.
-        transition: the true T where it is known, float64 [K, K].
+        noisy: what is known of the noise, for the evaluator and for methods that need T.
     """
 
     def __init__(
@@ -122,7 +140,7 @@ class Setup:
         labels: NDArray[np.int64],
         recipe: Recipe,
         seed: int,
-        transition: NDArray[np.float64] | None = None,
+        noisy: noise.NoisyLabels | None = None,
         accelerator: str = "auto",
     ) -> None:
         fabric = make_fabric(recipe, accelerator)
@@ -145,7 +163,9 @@ class Setup:
 
         train_loader = loader(data.train_images, labels, train_at)
         wrong = torch.from_numpy((labels != data.train_labels)[train_at.numpy()])
-        known = None if transition is None else torch.from_numpy(transition)
+        known = None
+        if noisy is not None and data.num_classes <= MOST_CLASSES:
+            known = torch.from_numpy(np.array(noisy.transition))
         self.method = build_method(cls, hparams, recipe, seed, data.num_classes, len(train_at), data.image_shape, known)
         self.method.to(fabric.device)
         if recipe.channels_last:
@@ -189,7 +209,7 @@ def build_method(
         if need != "transition":
             raise unknown(f"method '{cls.name}' needs", need, ["transition"])
         if transition is None:
-            raise UserError(f"method '{cls.name}' needs the true T, and this noise has none")
+            raise UserError(f"method '{cls.name}' needs the true T, which is known up to {MOST_CLASSES} classes only")
         given[need] = transition.clone()
     feature_dim: Any = backbone().feature_dim
     torch.manual_seed(stream(seed, "init"))

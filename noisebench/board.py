@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from noisebench import tracking
-from noisebench.config import RULES, Benchmark, Cell, load_benchmark
-from noisebench.errors import UserError
+from noisebench.config import Benchmark, Cell, load_benchmark
+from noisebench.errors import BrokenPlugin
 from noisebench.executors import Place, cores, run_local
 from noisebench.files import read_json, write_json
 from noisebench.table import Table
@@ -67,18 +67,13 @@ class Outcome:
 def result_of(cell: Cell, out: Path) -> dict[str, Any]:
     """What stands in the cell's folder, or a "missing" result."""
     folder = out / cell.folder()
-    base = {
-        "fingerprint": cell.fingerprint(),
-        "method": cell.method.name,
-        "label": cell.method.label,
-        "dataset": cell.dataset,
-        "noise": cell.noise.label,
-        "seed": cell.seed,
-        "rules": RULES,
-        "privileged": [],
-    }
-    found = read_json(folder / "result.json") or read_json(folder / "failure.json")
-    return base | (found or {"status": "missing"}) | {"label": cell.method.label}
+    found = read_json(folder / "result.json") or read_json(folder / "failure.json") or {}
+    return missing(cell) | found | {"label": cell.method.label}
+
+
+def missing(cell: Cell) -> dict[str, Any]:
+    """The result of a cell that has none yet."""
+    return cell.identity() | {"status": "missing", "privileged": []}
 
 
 def board_folder(benchmark: Benchmark, out: Path) -> Path:
@@ -88,18 +83,7 @@ def board_folder(benchmark: Benchmark, out: Path) -> Path:
 
 def describe_board(benchmark: Benchmark, out: Path) -> None:
     """Write board.json, from which the sender knows what belongs to the board."""
-    cells = [
-        {
-            "fingerprint": cell.fingerprint(),
-            "folder": cell.folder(),
-            "method": cell.method.name,
-            "label": cell.method.label,
-            "dataset": cell.dataset,
-            "noise": cell.noise.label,
-            "seed": cell.seed,
-        }
-        for cell in benchmark.cells()
-    ]
+    cells = [cell.identity() | {"folder": cell.folder()} for cell in benchmark.cells()]
     write_json(
         board_folder(benchmark, out) / "board.json",
         {
@@ -129,14 +113,23 @@ def check_settings(benchmark: Benchmark) -> None:
     Raises:
         UserError: the key, the value, what would be right.
     """
+    import torch
+
     from noisebench.assembly import make_hparams, method_class
+    from noisebench.nn import make_backbone
 
     for i, spec in enumerate(benchmark.methods):
-        try:
+        with suppress(BrokenPlugin):  # its cells fail with the reason, the others go on
             cls = method_class(spec.name)
-        except UserError:
-            continue  # its cells fail with the reason, the others go on
-        make_hparams(cls, spec.hparams, f"{benchmark.name}: methods[{i}] '{spec.name}'")
+            cls.needs_with(make_hparams(cls, spec.hparams, f"{benchmark.name}: methods[{i}] '{spec.name}'"))
+    if not benchmark.recipe.backbone.startswith("timm:"):  # those cannot be made without their weights' memory
+        with torch.device("meta"):
+            make_backbone(benchmark.recipe.backbone, (3, 32, 32), **benchmark.recipe.backbone_options)
+
+
+def default_jobs(benchmark: Benchmark) -> int:
+    """As many cells at once as the cores hold: more threads than cores make each other crawl."""
+    return max(1, cores() // benchmark.recipe.threads)
 
 
 def run_board(
@@ -163,7 +156,9 @@ def run_board(
         progress.start(todo, len(cells) - len(todo), out)
         if todo:
             check_settings(benchmark)
-            with closing(run(todo, place, jobs or cores(), progress.tick)) as ended:  # an error here ends the workers
+            with closing(
+                run(todo, place, jobs or default_jobs(benchmark), progress.tick)
+            ) as ended:  # an error here ends the workers
                 for cell, result in ended:
                     if result["status"] == "failed":
                         result = result_of(cell, out) | result
@@ -182,10 +177,7 @@ def rebuild(benchmark: Benchmark, out: Path, source: Literal["runs", "mlflow"]) 
     if source == "runs":
         return table_of(benchmark, [result_of(cell, out) for cell in benchmark.cells()])
     stored = {r["fingerprint"]: r for r in tracking.read_results(tracking.store_uri(out), benchmark.name)}
-    nowhere = Path("/nonexistent")
-    found = [
-        result_of(c, nowhere) | stored.get(c.fingerprint(), {}) | {"label": c.method.label} for c in benchmark.cells()
-    ]
+    found = [missing(c) | stored.get(c.fingerprint(), {}) | {"label": c.method.label} for c in benchmark.cells()]
     return table_of(benchmark, found)
 
 

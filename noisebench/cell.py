@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from noisebench.assembly import Setup, load_dataset, make_hparams, method_class, stored_noise
-from noisebench.config import RULES, Cell
+from noisebench.config import Cell
 from noisebench.errors import TrainingFailed, UserError
 from noisebench.files import read_json, write_json
 
@@ -54,12 +54,15 @@ def summarise(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 # --------------------------------------------------------------------------------------------- the run folder
 
 
+class Differs(Exception):
+    """An epoch that was run again came out otherwise."""
+
+
 class Folder:
     """A run folder as the journal of its run. Hold its lock while using it."""
 
     def __init__(self, path: Path, checkpoint_seconds: float = 0) -> None:
         self.path = path
-        self.exact = True
         self._every = checkpoint_seconds
         self.begin()
         path.mkdir(parents=True, exist_ok=True)
@@ -73,30 +76,47 @@ class Folder:
         self._saved = self._epoch_began = time.monotonic()
 
     def _read_history(self) -> list[dict[str, Any]]:
-        """The finished lines of metrics.jsonl; a line that a kill tore is cut off."""
+        """The whole lines of metrics.jsonl; what a kill or a loss of power left behind them is cut off."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return []
-        content = file.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(file, len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
+        content, whole = file.read_bytes(), 0
+        history: list[dict[str, Any]] = []
+        for line in content.splitlines(keepends=True):
+            try:
+                found = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                found = None
+            if not isinstance(found, dict) or found.get("epoch") != len(history) + 1:
+                break
+            history.append(found)
+            whole += len(line)
+        if whole < len(content):
+            os.truncate(file, whole)
+        return history
+
+    def clear(self) -> None:
+        """Forget the run, to start it anew."""
+        for name in ("metrics.jsonl", "checkpoint.pt"):
+            (self.path / name).unlink(missing_ok=True)
+        self.history = []
 
     def log(self, text: str) -> None:
         """One more line in log.txt."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        log(self.path, text)
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Append an epoch's line. An epoch run again after a kill must repeat its line, and is not written twice."""
+        """Append an epoch's line. An epoch run again after a kill must repeat its line, and is not written twice.
+
+        Raises:
+            Differs: it does not repeat it (another library, say): two runs must not end up in one record.
+        """
         now = time.monotonic()
         seconds, self._epoch_began = now - self._epoch_began, now
         if epoch <= len(self.history):
             before = {k: v for k, v in self.history[epoch - 1]["metrics"].items() if k != "seconds"}
-            if json.loads(json.dumps(metrics)) != before:
-                self.exact = False
-                self.log(f"epoch {epoch} came out otherwise than before the interruption (another device or library?)")
+            if json.dumps(metrics, sort_keys=True) != json.dumps(before, sort_keys=True):  # NaN equals NaN here
+                raise Differs(f"epoch {epoch} came out otherwise than before the interruption")
             return
         line = {"epoch": epoch, "time": int(time.time() * 1000), "metrics": metrics | {"seconds": round(seconds, 4)}}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -106,6 +126,8 @@ class Folder:
     def checkpoint(self, state: dict[str, Any], last: bool) -> None:
         """Store the state if it is time: written aside, then renamed, so that the last good one stays."""
         if last or time.monotonic() - self._saved >= self._every:
+            with suppress(FileNotFoundError), (self.path / "metrics.jsonl").open("rb") as lines:
+                os.fsync(lines.fileno())  # a checkpoint must not survive a loss of power that its lines do not
             save_tensors(state, self.path / "checkpoint.pt")
             self._saved = time.monotonic()
 
@@ -124,6 +146,12 @@ class Folder:
             self.log(f"metrics.jsonl ends at epoch {len(self.history)}, checkpoint.pt at {epoch}: started anew")
             return None
         return state
+
+
+def log(folder: Path, text: str) -> None:
+    """One more line in a run folder's log.txt."""
+    with (folder / "log.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
 def save_tensors(state: Mapping[str, Any], file: Path) -> None:
@@ -151,15 +179,7 @@ def run_cell(
     Returns:
         What result.json or failure.json holds; a cell that fails never raises.
     """
-    base = {
-        "fingerprint": cell.fingerprint(),
-        "method": cell.method.name,
-        "label": cell.method.label,
-        "dataset": cell.dataset,
-        "noise": cell.noise.label,
-        "seed": cell.seed,
-        "rules": RULES,
-    }
+    base = cell.identity()
     path = out / cell.folder()
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / "lock", timeout=10)
@@ -174,15 +194,20 @@ def run_cell(
             (path / "checkpoint.pt").unlink(missing_ok=True)  # a kill may have come just before its end
             return done | {"label": cell.method.label}
         (path / "failure.json").unlink(missing_ok=True)
-        folder = Folder(path, cell.recipe.checkpoint_seconds)
         try:
-            return _run(cell, folder, base, out, data_root, download, accelerator)
+            folder = Folder(path, cell.recipe.checkpoint_seconds)
+            try:
+                return _run(cell, folder, base, out, data_root, download, accelerator)
+            except Differs as error:
+                folder.log(f"{error}: started anew")
+                folder.clear()
+                return _run(cell, folder, base, out, data_root, download, accelerator)
         except Exception as error:
             known = isinstance(error, (UserError, TrainingFailed))
             reason = str(error) if known else f"{type(error).__name__}: {error}"
             result = base | {"status": "failed", "privileged": [], "reason": " ".join(reason.split())[:500]}
             with suppress(OSError):  # a full disk must not hide the reason
-                folder.log(f"failed: {reason}" if known else f"failed:\n{traceback.format_exc()}")
+                log(path, f"failed: {reason}" if known else f"failed:\n{traceback.format_exc()}")
                 write_json(path / "failure.json", result)
             return result
     finally:
@@ -215,12 +240,15 @@ def _run(
             "privileged": list(cls.needs_with(hparams)),
             "paper": cls.paper,
             "torch": torch.__version__,
-            "device": accelerator,
         },
     )
-    transition = noisy.transition if data.num_classes <= 1000 else None
-    setup = Setup(cls, hparams, data, noisy.labels, cell.recipe, cell.seed, transition, accelerator)
+    setup = Setup(cls, hparams, data, noisy.labels, cell.recipe, cell.seed, noisy, accelerator)
+    device = setup.run.device.type
     state = folder.stored_state()
+    if state is not None and state["run"]["device"] != device:
+        folder.log(f"the checkpoint is of another device ({state['run']['device']}, now {device}): started anew")
+        folder.clear()
+        state = None
     folder.log(f"{'resumed after epoch ' + str(state['epoch']) if state else 'started'} (process {os.getpid()})")
     folder.begin()
     setup.train(folder, state)
@@ -230,7 +258,8 @@ def _run(
         "privileged": list(cls.needs_with(hparams)),
         "noise_sha256": noisy.sha256,
         "weights_sha256": weights_sha256(setup.method),
-        "exact": folder.exact,
+        "device": device,
+        "torch": torch.__version__,
         "seconds": round(sum(line["metrics"]["seconds"] for line in folder.history), 3),
         "epochs": len(folder.history),
         "metrics": summarise(folder.history),

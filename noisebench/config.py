@@ -25,8 +25,8 @@ RULES = 1
 """Version of the rules of a leaderboard: moves whenever a change of the harness alters results (see CHANGELOG)."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Length = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)]
-"""Epochs (int), or a share of the run (float in [0, 1])."""
+Epochs = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1, strict=True)]
+"""A point in a run or a length of it: an `int` counts epochs, a `float` in [0, 1] is a share of the run's epochs."""
 
 
 class _Model(BaseModel):
@@ -37,9 +37,15 @@ class Schedule(_Model):
     """Learning rate by epoch: linear warm-up, then constant, multi-step or cosine."""
 
     kind: Literal["constant", "multistep", "cosine"] = "cosine"
-    milestones: tuple[Length, ...] = ()
+    milestones: tuple[Epochs, ...] = ()
     gamma: float = Field(default=0.1, gt=0, le=1)
-    warmup: Length = 0
+    warmup: Epochs = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Schedule:
+        if bool(self.milestones) != (self.kind == "multistep"):
+            raise ValueError("milestones belong to kind multistep, which needs some, and to no other")
+        return self
 
 
 class Recipe(_Model):
@@ -47,8 +53,8 @@ class Recipe(_Model):
 
     backbone: str = "small_cnn"
     backbone_options: dict[str, Any] = {}
-    epochs: int = Field(default=60, ge=1)
-    batch_size: int = Field(default=128, ge=2)
+    epochs: int = Field(default=60, ge=1, strict=True)
+    batch_size: int = Field(default=128, ge=2, strict=True)
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -67,6 +73,12 @@ class Recipe(_Model):
     workers: int = Field(default=2, ge=0)
     threads: int = Field(default=1, ge=1)
     checkpoint_seconds: float = Field(default=20, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs optimizer sgd with a momentum above 0")
+        return self
 
 
 class Noise(BaseModel):
@@ -92,6 +104,14 @@ class Noise(BaseModel):
     def _known(self) -> Noise:
         self.check()
         return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Kind, rate and options with defaults filled in; an asymmetric kind may leave the mapping to the dataset."""
+        options, default = self.options, self.kind == "asymmetric" and "mapping" not in self.options
+        if default:
+            options["mapping"] = {0: 1}
+        found = noise_module.resolved(self.kind, self.rate, options)
+        return found | {"mapping": "the dataset's"} if default else found
 
     def check(self, num_classes: int | None = None) -> None:
         """Refuse what can be refused before the labels are there.
@@ -124,6 +144,12 @@ class MethodSpec(_Model):
             object.__setattr__(self, "label", f"{self.name} ({settings})" if settings else self.name)
         return self
 
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Its settings with the defaults that can be read without importing it."""
+        entry = registry.methods().entries.get(self.name)
+        return (entry.defaults if entry else {}) | self.hparams
+
 
 class Benchmark(_Model):
     """A leaderboard: methods x datasets x noise x seeds under one recipe."""
@@ -155,7 +181,7 @@ class Benchmark(_Model):
                 raise ValueError(f"{what}: '{twins[0]}' is listed twice; give each once, or a label of its own")
         rows: dict[str, str] = {}
         for row in self.methods:
-            same = rows.setdefault(json.dumps([row.name, row.hparams], sort_keys=True, default=str), row.label)
+            same = rows.setdefault(json.dumps([row.name, row.resolved], sort_keys=True, default=str), row.label)
             if same != row.label:
                 raise ValueError(f"methods: '{same}' and '{row.label}' are one method under the same settings")
         return self
@@ -197,7 +223,8 @@ class Cell(_Model):
         return _digest(
             {
                 "dataset": _dataset_code(self.dataset),
-                "noise": self.noise.model_dump(mode="json") | {"seed": self.noise_seed},
+                "noise": self.noise.resolved(),
+                "seed": self.noise_seed,
                 "files": _files(self.noise.options),
                 "rules": RULES,
             }
@@ -212,8 +239,8 @@ class Cell(_Model):
         return _digest(
             {
                 "method": self.method.name,
-                "hparams": self.method.hparams,
-                "code": _method_code(self.method.name, self.method.hparams),
+                "hparams": self.method.resolved,
+                "code": _method_code(self.method.name, self.method.resolved),
                 "noise": self.noise_key(),
                 "seed": self.seed,
                 "recipe": self.recipe.model_dump(mode="json", exclude={"loader", "workers", "checkpoint_seconds"}),
@@ -221,9 +248,21 @@ class Cell(_Model):
             }
         )
 
+    def identity(self) -> dict[str, Any]:
+        """What every record of the cell begins with."""
+        return {
+            "fingerprint": self.fingerprint(),
+            "method": self.method.name,
+            "label": self.method.label,
+            "dataset": self.dataset,
+            "noise": self.noise.label,
+            "seed": self.seed,
+            "rules": RULES,
+        }
+
     def folder(self) -> str:
         """Its folder below the output folder: readable, and unique by the fingerprint."""
-        slug = slugify(f"{self.method.label}-{self.dataset}-{self.noise.label}")
+        slug = slugify(f"{self.method.name}-{self.dataset}-{self.noise.label}")
         return f"runs/{slug}-s{self.seed}-{self.fingerprint()[:12]}"
 
 
@@ -243,8 +282,15 @@ def _dataset_code(name: str) -> list[str]:
 def _method_code(name: str, hparams: Mapping[str, Any]) -> list[str]:
     """The method's code, and that of every method that its settings name (an ensemble's member)."""
     known = registry.methods().entries
-    named = [v for v in hparams.values() if isinstance(v, str) and v in known]
-    return [registry.methods()[name].code(), *(known[n].code() for n in named)]
+    return [registry.methods()[name].code(), *(known[n].code() for n in _strings(hparams) if n in known)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(inner)
 
 
 def _files(options: Mapping[str, Any]) -> dict[str, str]:
@@ -315,9 +361,10 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> str
     """The first problem of a pydantic error as one line: path, value, what would be right."""
     details = error.errors(include_url=False)
     first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
-    path = ".".join(str(part) for part in first["loc"] if not _is_tag(part))
+    extra = first["type"] == "extra_forbidden"
+    path = ".".join(str(part) for part in first["loc"] if extra or not _is_tag(part))
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    if first["type"] == "extra_forbidden" and model is not None:
+    if extra and model is not None:
         return str(unknown("key", path, _keys(model)))
     if first["type"] == "missing":
         return f"{path}: is missing"
@@ -331,7 +378,7 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> str
 
 def _is_tag(part: Any) -> bool:
     """Whether a part of pydantic's path names a branch of a union rather than a key."""
-    return isinstance(part, str) and (part in {"int", "float"} or "[" in part or "-" in part)
+    return isinstance(part, str) and bool(re.fullmatch(r"int|float|(constrained|function|nullable|lax)-.*", part))
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

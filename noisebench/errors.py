@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake in what the user gave. The message is one line: what was wrong, where, what would be right."""
 
 
+class BrokenPlugin(UserError):
+    """A method or dataset that cannot be imported or breaks the contract: its cells fail, the others go on."""
+
+
 class TrainingFailed(Exception):
     """A run that cannot go on: the reason, with epoch and step where there is one. Its cell fails, no other."""
 

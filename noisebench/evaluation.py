@@ -50,6 +50,7 @@ class Evaluator:
         seed: int,
     ) -> None:
         self._test, self._validation, self._train = test, validation, train
+        self._seed = seed
         self._wrong, self._transition, self._num_classes = wrong, transition, num_classes
         suspects = wrong.nonzero().flatten().cpu()
         if len(suspects) > MEMORISED_SAMPLES:
@@ -59,25 +60,33 @@ class Evaluator:
 
     def __call__(self, method: Method, run: Run) -> dict[str, float]:
         """All metrics of the method as it stands; shares in [0, 1], NLL in nats."""
-        probabilities, labels = self._predict(method, self._test)
+        probabilities, labels = self._predict(method, run, "test", self._test)
         found = {f"test.{k}": v for k, v in classification_metrics(probabilities, labels).items()}
         if self._validation is not None:
-            probabilities, labels = self._predict(method, self._validation)
+            probabilities, labels = self._predict(method, run, "validation", self._validation)
             found["val.accuracy"] = _accuracy(probabilities, labels)
         if len(self._suspects):
-            probabilities, labels = self._predict(method, self._train, self._suspects)
+            probabilities, labels = self._predict(method, run, "memorised", self._train, self._suspects)
             found["train.memorised"] = _accuracy(probabilities, labels)
         scores = method.noise_scores(run)
         if scores is not None and scores.shape != self._wrong.shape:
             raise TrainingFailed(f"noise_scores must give [{len(self._wrong)}], it gave {list(scores.shape)}")
+        if scores is not None and not bool(scores.isfinite().all()):
+            raise TrainingFailed("noise_scores gave a value that is NaN or infinite")
         if scores is not None and bool(self._wrong.any()) and not bool(self._wrong.all()):
             found["train.noise_auc"] = float(binary_auroc(_ranks(scores), self._wrong.to(scores.device).long()))
         estimate = method.transition()
+        if estimate is not None and (estimate.shape != (self._num_classes,) * 2 or not bool(estimate.isfinite().all())):
+            raise TrainingFailed(f"transition must give finite [K, K], it gave {list(estimate.shape)}")
         if estimate is not None and self._transition is not None:
             found["train.transition_error"] = float((estimate.double().cpu() - self._transition).abs().mean())
         return found
 
-    def _predict(self, method: Method, loader: Loader, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _predict(
+        self, method: Method, run: Run, which: str, loader: Loader, indices: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        # A stream for each set: the size of one must not shift the draws of a Monte-Carlo method on another.
+        torch.manual_seed(stream(self._seed, "evaluate", run.epoch, which))
         rows, labels = [], []
         for batch in loader.batches(
             indices, augment=False, shuffle=False, batch_size=EVALUATION_BATCH, order_seed=0, augment_seed=0

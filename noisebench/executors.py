@@ -7,9 +7,11 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -81,13 +83,25 @@ def run_local(
                 deaths.pop(cell.fingerprint(), None)
                 yield cell, result
         except BrokenProcessPool:
-            for cell in running.values():
+            for cell in list(running.values()) or batch[:1]:
                 key = cell.fingerprint()
-                deaths[key] = deaths.get(key, 0) + (1 if suspects or len(running) == 1 else 0)
+                deaths[key] = deaths.get(key, 0) + (1 if suspects or len(running) < 2 else 0)
                 if deaths[key] >= MAX_DEATHS:
                     left.remove(cell)
                     reason = f"its worker process died {MAX_DEATHS} times (out of memory? see dmesg); try --jobs 1"
                     yield cell, {"status": "failed", "reason": reason}
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Start workers without the caller's script: they do not need it, and one without a main guard would run again."""
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 def _run_pool(
@@ -106,8 +120,9 @@ def _run_pool(
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     queue = iter(cells)
     try:
-        for cell in itertools.islice(queue, workers):  # one cell a worker, so that few run when a pool breaks
-            running[pool.submit(_work, cell, place)] = cell
+        with _hidden_main():
+            for cell in itertools.islice(queue, workers):  # one cell a worker, so that few run when a pool breaks
+                running[pool.submit(_work, cell, place)] = cell
         while running:
             done, _ = concurrent.futures.wait(running, 0.2, concurrent.futures.FIRST_COMPLETED)
             idle()

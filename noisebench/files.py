@@ -32,7 +32,7 @@ def write_json(file: Path, value: Any) -> None:
 
 def read_json(file: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no file or no whole one."""
-    with suppress(FileNotFoundError, json.JSONDecodeError):
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no JSON, or no UTF-8
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else None
     return None

@@ -1,10 +1,12 @@
-"""`fit`: one run from Python, in memory or stored like a cell of a board."""
+"""`fit`: one run from Python, in memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from noisebench.assembly import Setup, load_dataset, make_hparams, make_noise, method_class
 from noisebench.board import data_root_from
@@ -88,8 +90,10 @@ def fit(
     data = load_dataset(dataset, data_root_from(data_root)) if isinstance(dataset, str) else dataset
     spec: Noise = build(Noise, {"kind": noise, "rate": rate, **(noise_options or {})}, "noise")
     noisy = make_noise(spec, data, seed)
-    transition = noisy.transition if data.num_classes <= 1000 else None
-    setup = Setup(cls, settings, data, noisy.labels, build(Recipe, recipe or {}, "recipe"), seed, transition, device)
-    journal = Memory()
-    setup.train(journal)
+    threads, journal = torch.get_num_threads(), Memory()
+    try:
+        setup = Setup(cls, settings, data, noisy.labels, build(Recipe, recipe or {}, "recipe"), seed, noisy, device)
+        setup.train(journal)
+    finally:
+        torch.set_num_threads(threads)
     return Result(summarise(journal.history), journal.history, setup.method, noisy, weights_sha256(setup.method))

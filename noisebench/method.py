@@ -32,16 +32,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from noisebench.config import Epochs
 from noisebench.errors import UserError
 
 if TYPE_CHECKING:
     from noisebench.training import Run
 
-Epochs = int | float
-"""A point in a run or a length of it: an `int` counts epochs, a `float` in [0, 1] is a share of the run's epochs."""
-
 MethodName = str
 """The name of another method, as a setting (`ensemble`'s member): its code counts in the run's fingerprint too."""
+
+__all__ = ["Batch", "Classifier", "Epochs", "Method", "MethodName", "Task", "epochs_from"]
 
 
 class Batch(NamedTuple):

@@ -180,6 +180,22 @@ def check(kind: str, rate: float | None, options: Mapping[str, Any], num_classes
     _find(kind, options).resolve(rate, options, classes)
 
 
+def sha256_of(labels: ArrayLike) -> str:
+    """SHA-256 of labels [N] as little-endian int64: what noise.json holds of the true and of the noisy ones."""
+    return _sha256(np.asarray(labels))
+
+
+def resolved(kind: str, rate: float | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Kind, rate and options with the defaults filled in, ready for JSON: the same noise gives the same dict.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    found = _find(kind, options)
+    asked, filled = found.resolve(rate, options, None)
+    return {"kind": kind, "rate": asked, **found.record(filled)}
+
+
 def describe(kind: str, rate: float | None = None, **options: Any) -> str:
     """A short label that says which noise exactly, e.g. ``symmetric 40% (excl. true)``; reads no file.
 

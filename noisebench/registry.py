@@ -12,14 +12,14 @@ import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from noisebench.errors import UserError, unknown
+from noisebench.errors import BrokenPlugin, unknown
 
 PACKAGE = Path(__file__).parent
 
@@ -36,6 +36,7 @@ class Entry:
         attribute: the class within it; empty for a dataset that is a module.
         source: its file, or None where it cannot be found without importing.
         constants: literal module or class constants by name, for `noisebench list`.
+        defaults: a method's settings as far as their defaults are literals.
     """
 
     name: str
@@ -45,23 +46,29 @@ class Entry:
     attribute: str
     source: Path | None
     constants: dict[str, Any]
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> Any:
         """Import it.
 
         Raises:
-            UserError: the import failed; names the plug-in and the reason.
+            BrokenPlugin: the import failed; names the plug-in and the reason.
         """
         try:
             module = importlib.import_module(self.module)
             return getattr(module, self.attribute) if self.attribute else module
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"'{self.name}' ({self.origin}) cannot be imported: {reason}") from error
+            raise BrokenPlugin(f"'{self.name}' ({self.origin}) cannot be imported: {reason}") from error
 
     def code(self) -> str:
-        """SHA-256 of the code that gives its results: comments, docstrings and layout do not count."""
-        if self.source is None:
+        """SHA-256 of the code that gives its results: comments, docstrings and layout do not count.
+
+        That is its file, the files of methods/ and datasets/ that it imports, and the whole package of a plug-in.
+        """
+        if self.source is None:  # compiled: its distribution's version has to do
+            with suppress(metadata.PackageNotFoundError):
+                return f"{self.origin} {metadata.version(self.origin)}"
             return "unknown"
         files = [self.source]
         if self.origin != "noisebench" and (self.source.parent / "__init__.py").exists():
@@ -72,20 +79,48 @@ class Entry:
 @cache
 def _code_of(files: tuple[Path, ...]) -> str:
     digest = hashlib.sha256()
-    for file in files:
+    queue, seen = list(files), set(files)
+    while queue:
+        file = queue.pop(0)
         try:
             tree = _parse(file)
         except (SyntaxError, OSError):  # compiled, or a template that is no Python yet
             digest.update(file.read_bytes() if file.is_file() else b"missing")
             continue
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body:
-                first = body[0]
-                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                    node.body = body[1:] or [ast.Pass()]
-        digest.update(ast.unparse(tree).encode())
+        digest.update(repr(_essence(tree)).encode())
+        for other in _imported(tree):
+            if other not in seen:
+                seen.add(other)
+                queue.append(other)
     return digest.hexdigest()
+
+
+def _essence(node: Any) -> Any:
+    """What a syntax tree says, without docstrings and places; the same under every version of Python."""
+    if isinstance(node, list):
+        return [_essence(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return node
+    found: list[Any] = [type(node).__name__]
+    for name, value in ast.iter_fields(node):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if name == "body" and documented and value and isinstance(value[0], ast.Expr):
+            value = value[1:] if isinstance(value[0].value, ast.Constant) else value
+        if value not in (None, []) and name not in ("kind", "type_comment", "type_ignores"):
+            found.append((name, _essence(value)))
+    return found
+
+
+def _imported(tree: ast.Module) -> list[Path]:
+    """The files of methods/ and datasets/ that a file imports."""
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    parts = [module.split(".") for module in modules]
+    return sorted(
+        PACKAGE / p[1] / f"{p[2]}.py"
+        for p in parts
+        if len(p) > 2 and p[0] == "noisebench" and p[1] in ("methods", "datasets")
+    )
 
 
 def _parse(file: Path) -> ast.Module:
@@ -126,6 +161,18 @@ def _class_constants(node: ast.ClassDef, module: ast.Module) -> dict[str, Any]:
     return found | _constants(node.body, _constants(module.body))
 
 
+def _defaults(node: ast.ClassDef, module: ast.Module) -> dict[str, Any]:
+    """Literal defaults of a method's settings, its own or those that it inherits within its file."""
+    for inner in node.body:
+        if isinstance(inner, ast.ClassDef) and inner.name == "Hparams":
+            return _constants(inner.body, _constants(module.body))
+    bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    for other in module.body[: module.body.index(node)]:
+        if isinstance(other, ast.ClassDef) and other.name in bases:
+            return _defaults(other, module)
+    return {}
+
+
 def _summary(node: ast.Module | ast.ClassDef) -> str:
     return (ast.get_docstring(node) or "").split("\n", 1)[0]
 
@@ -137,7 +184,9 @@ def _methods_of(file: Path, module: str) -> Iterator[Entry]:
             constants = _class_constants(node, tree)
             name = constants.get("name")
             if isinstance(name, str) and name:
-                yield Entry(name, _summary(node), "noisebench", module, node.name, file, constants)
+                yield Entry(
+                    name, _summary(node), "noisebench", module, node.name, file, constants, _defaults(node, tree)
+                )
 
 
 def _dataset_of(file: Path, module: str) -> Iterator[Entry]:
@@ -167,16 +216,17 @@ def _source_of(module: str) -> Path | None:
 def _from_entry_point(point: metadata.EntryPoint, what: str) -> Entry:
     source = _source_of(point.module)
     origin = point.dist.name if point.dist else "entry point"
-    summary, constants = "", {}
+    summary, constants, defaults = "", {}, {}
     if source is not None:
         try:
             tree = _parse(source)
             classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == point.attr]
             summary = _summary(classes[0] if classes else tree)
             constants = _class_constants(classes[0], tree) if classes else _constants(tree.body)
+            defaults = _defaults(classes[0], tree) if classes else {}
         except (SyntaxError, OSError):
             summary = f"(this {what}'s source does not parse)"
-    return Entry(point.name, summary, origin, point.module, point.attr or "", source, constants)
+    return Entry(point.name, summary, origin, point.module, point.attr or "", source, constants, defaults)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ from noisebench.streams import stream
 def learning_rate_factor(schedule: Schedule, epoch: int, epochs: int) -> float:
     """What the base rate is multiplied with in an epoch (0-based).
 
-    Warm-up is linear and reaches 1 in its last epoch; cosine runs from the end of the warm-up and would be 0 one epoch
-    after the last; a milestone m takes effect in epoch m, the (m+1)-th.
+    Warm-up is linear and reaches 1 in the epoch after it; cosine runs from the end of the warm-up and would be 0 one
+    epoch after the last; a milestone m takes effect in epoch m, the (m+1)-th.
     """
     warmup = epochs_from(schedule.warmup, epochs)
     if epoch < warmup:
@@ -63,7 +64,7 @@ class Run:
         self._seed = seed
         self._fabric = fabric
         self._calls = 0
-        self._losses: list[Tensor] = []
+        self._losses: list[tuple[int, Tensor]] = []
         self._logged: dict[str, list[Tensor]] = {}
         self._make_optimizer()
 
@@ -127,7 +128,7 @@ class Run:
         if self._recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)
         self.optimizer.step()
-        self._losses.append(loss.detach())
+        self._losses.append((self.step + 1, loss.detach()))
 
     def reset_optimizer(self, module: nn.Module | None = None) -> None:
         """Forget the optimiser's state (momentum), of `module`'s parameters or of all; the rate stays as it is."""
@@ -173,12 +174,11 @@ class Run:
         """
         record = {}
         if self._losses:
-            losses = torch.stack([loss.float() for loss in self._losses])
+            losses = torch.stack([loss.float() for _, loss in self._losses])
             bad = (~losses.isfinite()).nonzero()
             if len(bad):
-                first = int(bad[0])
-                value, step = float(losses[first]), self.step - len(losses) + first + 1
-                raise TrainingFailed(f"the loss became {value} in epoch {self.epoch + 1}, step {step}")
+                step, loss = self._losses[int(bad[0])]
+                raise TrainingFailed(f"the loss became {float(loss)} in epoch {self.epoch + 1}, step {step}")
             record["train.loss"] = float(losses.mean())
         for name, values in self._logged.items():
             record[f"train.{name}"] = float(torch.stack([v.float() for v in values]).mean())
@@ -187,7 +187,7 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs beside the method's own state."""
-        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+        return {"device": self.device.type, "step": self.step, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
@@ -243,9 +243,11 @@ def train(
                 method.after_step(batch, run)
         metrics = run.end_epoch()
         method.eval()
-        torch.manual_seed(stream(run._seed, "evaluate", epoch))
-        with torch.no_grad(), run.autocast():
-            metrics.update(evaluator(method, run))
+        try:
+            with torch.no_grad(), run.autocast():
+                metrics.update(evaluator(method, run))
+        except TrainingFailed as error:
+            raise TrainingFailed(f"after epoch {epoch + 1}: {error}") from error
         journal.epoch(epoch + 1, metrics)
         last = epoch + 1 == run.epochs
         journal.checkpoint({"epoch": epoch + 1, "method": method.state_dict(), "run": run.state_dict()}, last)
@@ -254,9 +256,11 @@ def train(
 def make_fabric(recipe: Recipe, accelerator: str = "auto") -> lightning_fabric.Fabric:
     """Fabric for one cell: device and precision; threads pinned, since bits depend on their number."""
     torch.set_num_threads(recipe.threads)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # the same seed gives the same weights there too, and 32-true is not TF32
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
     try:
         fabric = lightning_fabric.Fabric(accelerator=accelerator, devices=1, precision=recipe.precision)
     except Exception as error:

@@ -201,7 +201,7 @@ def test_a_sound_method_passes_and_what_it_does_not_offer_is_skipped() -> None:
         (LooksAtTheBatch, "predicts the same however", "in batches of 1 a probability differs"),
         (PredictsFromAnAttribute, "saves state that loads", "keep all state in buffers"),
         (ShortScores, "trains", "5"),
-        (ScoresNotFinite, "gives noise scores", "a noise score is not finite"),
+        (ScoresNotFinite, "trains", "noise_scores gave a value that is NaN or infinite"),
         (LooseTransition, "gives noise scores", "sum to one only within 0.01"),
     ],
     ids=lambda value: getattr(value, "__name__", "") if isinstance(value, type) else "",

@@ -56,12 +56,16 @@ def test_a_board_is_methods_by_datasets_by_noise_by_seeds() -> None:
         ({"methods": ["mixupp"]}, "small.yaml: methods[0]: method 'mixupp' is unknown; did you mean mixup?"),
         ({"datasets": ["digit"]}, "small.yaml: datasets[0]: dataset 'digit' is unknown; did you mean digits?"),
         ({"sedes": [1]}, "key 'sedes' is unknown; did you mean seeds"),
+        ({"recipe": {"batch-size": 3}}, "key 'recipe.batch-size' is unknown; did you mean recipe.batch_size"),
+        ({"recipe": {"epochs": True}}, "recipe.epochs: True: should be a valid integer"),
+        ({"recipe": {"schedule": {"milestones": [3]}}}, "milestones belong to kind multistep"),
+        ({"recipe": {"nesterov": True, "momentum": 0}}, "nesterov needs optimizer sgd with a momentum above 0"),
         ({"recipe": {"epoch": 3}}, "key 'recipe.epoch' is unknown; did you mean recipe.epochs"),
         ({"recipe": {"lr": -1}}, "recipe.lr: -1: should be greater than 0"),
         ({"recipe": {"validation": 1.0}}, "recipe.validation: 1.0: should be less than 1"),
         ({"recipe": {"optimizer": "sdg"}}, "recipe.optimizer: 'sdg': should be 'sgd', 'adam' or 'adamw'"),
         ({"recipe": {"backbone": "smal_cnn"}}, "recipe.backbone 'smal_cnn' is unknown; did you mean small_cnn"),
-        ({"recipe": {"schedule": {"milestones": [1.5]}}}, "recipe.schedule.milestones.0"),
+        ({"recipe": {"schedule": {"kind": "multistep", "milestones": [1.5]}}}, "recipe.schedule.milestones.0"),
         ({"noise": [{"kind": "symetric", "rate": 0.4}]}, "'symetric' is unknown; did you mean symmetric"),
         ({"noise": [{"kind": "symmetric", "rate": 1.4}]}, "1.4"),
         ({"noise": [{"kind": "symmetric"}]}, "rate"),
@@ -80,7 +84,12 @@ def test_errors_name_the_key_the_value_and_what_would_be_right(changes: dict[str
 def test_fingerprints_move_with_all_that_can_change_a_result_and_with_nothing_else() -> None:
     cell = small().cells()[0]
     same = [small(title="other"), small(methods=[{"name": "ce", "label": "renamed"}]), small(recipe={"workers": 0})]
-    assert {board.cells()[0].fingerprint() for board in same} == {cell.fingerprint()}
+    same += [small(methods=[{"name": "gce", "hparams": {"q": 0.7}}])]
+    assert {board.cells()[0].fingerprint() for board in same[:3]} == {cell.fingerprint()}
+    assert {board.cells()[0].folder() for board in same[:3]} == {cell.folder()}
+    assert same[3].cells()[0].fingerprint() == small(methods=["gce"]).cells()[0].fingerprint()
+    spelt_out = small(noise=[{"kind": "symmetric", "rate": 0.4, "include_true": False}])
+    assert spelt_out.cells()[0].fingerprint() == cell.fingerprint()
     changes: list[dict[str, Any]] = [
         {"recipe": {"epochs": 61}},
         {"recipe": {"threads": 2}},
@@ -113,12 +122,37 @@ def test_the_code_of_a_method_is_in_the_fingerprint_but_its_comments_are_not(tmp
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_the_code_that_a_method_imports_from_another_is_in_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "PACKAGE", tmp_path)
+    (tmp_path / "methods").mkdir()
+    base, child = tmp_path / "methods" / "base.py", tmp_path / "child.py"
+    child.write_text("from noisebench.methods.base import Base\n")
+    digests = []
+    for text in ("x = 1\n", "x = 2\n"):
+        base.write_text(text)
+        registry._code_of.cache_clear()
+        digests.append(registry._code_of((child,)))
+    assert digests[0] != digests[1]
+
+
+def test_the_board_of_all_methods_has_the_default_board_s_columns_and_recipe() -> None:
+    first, second = load_benchmark("digits"), load_benchmark("digits-all")
+    assert (first.recipe, first.noise, first.seeds) == (second.recipe, second.noise, second.seeds)
+
+
 def test_a_member_s_code_is_in_an_ensemble_s_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
-    board = {"methods": [{"name": "ensemble", "hparams": {"member": "elr"}}]}
-    before = small(**board).cells()[0].fingerprint()
+    nested = {"member": "ensemble", "settings": {"member": "elr"}}
+    boards = [{"methods": [{"name": "ensemble", "hparams": given}]} for given in ({"member": "elr"}, nested)]
+    before = [small(**board).cells()[0].fingerprint() for board in boards]
+    default = small(methods=["ensemble"]).cells()[0].fingerprint()
     real = registry.Entry.code
     monkeypatch.setattr(registry.Entry, "code", lambda self: "changed" if self.name == "elr" else real(self))
-    assert small(**board).cells()[0].fingerprint() != before
+    assert all(small(**board).cells()[0].fingerprint() != b for board, b in zip(boards, before, strict=True))
+    assert small(methods=["ensemble"]).cells()[0].fingerprint() == default
+    monkeypatch.setattr(registry.Entry, "code", lambda self: "changed" if self.name == "ce" else real(self))
+    assert small(methods=["ensemble"]).cells()[0].fingerprint() != default  # its default member
 
 
 def test_the_content_of_a_noise_file_is_in_the_fingerprint(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,31 @@ def test_mistakes_are_one_clear_line(arguments: dict[str, object], says: str) ->
     with pytest.raises(UserError, match=says) as caught:
         noisebench.fit(**{"method": "ce", "dataset": "digits", "recipe": QUICK} | arguments)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_a_seed_of_the_noise_s_own_is_taken_and_threads_are_given_back() -> None:
+    import torch
+
+    torch.set_num_threads(2)
+    found = [
+        noisebench.fit("ce", sample_data(), "pairflip", 0.4, recipe=QUICK, noise_options={"seed": seed}).noise.sha256
+        for seed in (5, 6)
+    ]
+    assert found[0] != found[1]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+
+
+def test_a_script_without_a_main_guard_can_run_a_board(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import noisebench\nprint('once')\n"
+        "settings = ['recipe.epochs=1', 'seeds=[0]', 'methods=[ce]']\n"
+        f"print(noisebench.leaderboard('digits', out={str(tmp_path / 'out')!r}, settings=settings).to_markdown())\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.count("once") == 1
+    assert "failed" not in done.stdout
 
 
 def test_names_of_the_package_are_functions_whatever_was_imported_before() -> None:

@@ -209,6 +209,48 @@ def test_backward_is_unbiased() -> None:
         assert float(T[true] @ by_label) == pytest.approx(expected, abs=1e-4)
 
 
+def test_forward_keeps_float32_under_bf16() -> None:
+    logits, y = logits_and_labels(classes=3)
+    method = made("forward", logits)
+    method.matrix.copy_(torch.from_numpy(T))
+    expected = -np.log((softmax64(logits.bfloat16().float()) @ T)[np.arange(12), y.numpy()]).mean()
+    method.net = nn.Flatten()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch = Batch(logits.bfloat16(), y, torch.arange(12))
+        assert method.loss(batch, run_at()).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("epochs", "estimate_at"), [(2, 0.25), (2, 0), (1, 0.5), (4, 4), (4, 1.0)])
+def test_t_is_estimated_after_an_epoch_and_before_the_last_or_the_setting_is_refused(
+    epochs: int, estimate_at: float
+) -> None:
+    import noisebench
+    from noisebench.checks import sample_data
+
+    arguments: Any = dict(hparams={"estimate_at": estimate_at}, recipe={"epochs": epochs, "batch_size": 16})
+    if epochs == 2:
+        assert noisebench.fit("forward", sample_data(), "pairflip", 0.2, **arguments).method.transition() is not None
+    else:
+        with pytest.raises(UserError, match="T would never be used"):
+            noisebench.fit("forward", sample_data(), "pairflip", 0.2, **arguments)
+
+
+def test_an_ensemble_of_ensembles_of_forward_trains() -> None:
+    import noisebench
+    from noisebench.checks import sample_data
+
+    inner = {"member": "forward", "size": 2}
+    found = noisebench.fit(
+        "ensemble",
+        sample_data(),
+        "pairflip",
+        0.2,
+        hparams={"member": "ensemble", "size": 2, "settings": inner},
+        recipe={"epochs": 2, "batch_size": 16},
+    )
+    assert len(list(found.method.members)) == 2
+
+
 def test_backward_refuses_a_near_singular_t() -> None:
     method = made("backward", torch.zeros(4, 2))
     method.matrix.copy_(torch.tensor([[0.5, 0.5], [0.5, 0.5]]))
