@@ -109,9 +109,16 @@ def stored_noise(cell: Cell, data: ImageData, out: Path) -> tuple[noise.NoisyLab
         told = (read_json(folder / "noise.json") or {}).get("true_sha256")
         if told != noise.sha256_of(data.train_labels):
             raise UserError(f"{folder} was made for other labels than {cell.dataset} has now; remove it")
-        if data.num_classes <= 100 and not drawn.exists():  # a kill may have come between the two
-            noise.draw_transition(found.transition, found.realised_transition(data.train_labels), drawn, data.classes)
+        if not drawn.exists():  # a kill may have come between the two
+            draw_noise(found, data, folder)
     return found, folder
+
+
+def draw_noise(noisy: noise.NoisyLabels, data: ImageData, folder: Path) -> None:
+    """Draw T asked beside T realised into ``folder/transition.png``, up to 100 classes: more show nothing."""
+    if data.num_classes <= 100:
+        realised = noisy.realised_transition(data.train_labels)
+        noise.draw_transition(noisy.transition, realised, folder / "transition.png", data.classes)
 
 
 def split(num: int, recipe: Recipe, seed: int) -> tuple[Tensor, Tensor]:

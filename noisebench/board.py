@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from noisebench import tracking
 from noisebench.config import Benchmark, Cell, load_benchmark
 from noisebench.errors import BrokenPlugin
 from noisebench.executors import Place, cores, run_local
-from noisebench.files import read_json, write_json
+from noisebench.files import data_root_from, read_json, write_json
 from noisebench.table import Table
 
 DEFAULT_OUT = Path("noisebench-runs")
@@ -204,9 +203,3 @@ def leaderboard(
     board = load_benchmark(benchmark, settings) if isinstance(benchmark, str) else benchmark
     place = Place(Path(out).absolute(), data_root_from(data_root))
     return run_board(board, place, jobs).table
-
-
-def data_root_from(given: str | Path | None) -> Path | None:
-    """The dataset root: as given, or NOISEBENCH_DATA, or none."""
-    root = given or os.environ.get("NOISEBENCH_DATA")
-    return Path(root).expanduser().absolute() if root else None

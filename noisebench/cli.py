@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from noisebench.errors import UserError, unknown
+from noisebench.files import data_root_from
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,8 +97,8 @@ def leaderboard(
         extra.append(f"recipe.epochs={epochs}")
     config = load_benchmark(benchmark, extra)
     if methods is not None:
-        config = config.model_copy(update={"methods": _rows(config, methods)})
-    place = Place(out.absolute(), data_root.absolute() if data_root else None, download, device)
+        config = config.retitled(f"methods {methods}", methods=_rows(config, methods))
+    place = Place(out.absolute(), data_root_from(data_root), download, device)
     console = _console(stderr=as_json)
     if rebuild is not None:
         _show(board.rebuild(config, place.out, rebuild.value), details, as_json)
@@ -131,7 +132,7 @@ def leaderboard(
 def run(
     method: Annotated[str, typer.Option(help="A method's name.", autocompletion=_names("method"))] = "ce",
     dataset: Annotated[str, typer.Option(help="A dataset's name.", autocompletion=_names("dataset"))] = "digits",
-    noise: Annotated[str, typer.Option(help="A kind of noise; see noisebench list noise.")] = "symmetric",
+    noise: Annotated[str | None, typer.Option(help="A kind of noise; symmetric 0.4 if none is given.")] = None,
     rate: Annotated[float | None, typer.Option(help="The noise's rate.")] = None,
     noise_option: Annotated[
         list[str] | None, typer.Option("--noise-option", metavar="KEY=VALUE", help="e.g. include_true=true")
@@ -151,8 +152,8 @@ def run(
     """Run one method on one dataset under one noise; resumable like a board of one cell."""
     from noisebench.config import Benchmark, build, check_names, override
 
-    if rate is None and noise in {"symmetric", "asymmetric", "pairflip", "instance"}:
-        rate = 0.4
+    if noise is None:
+        noise, rate = "symmetric", 0.4 if rate is None else rate
     data: dict[str, Any] = {
         "name": "single-runs",
         "datasets": [dataset],
@@ -171,9 +172,8 @@ def run(
 
     check_settings(config)
     _stop_like_ctrl_c()
-    root = data_root.absolute() if data_root else None
     try:
-        result = run_cell(cells[0], out.absolute(), root, download, device)
+        result = run_cell(cells[0], out.absolute(), data_root_from(data_root), download, device)
     except KeyboardInterrupt:
         _console(stderr=True).print("\nStopped. The same command goes on from the last checkpoint.")
         raise typer.Exit(130) from None
@@ -213,15 +213,13 @@ def inject(
     registry.datasets()[dataset]
     spec = build(Noise, override({"kind": noise, "rate": rate}, option or [], "--option"), "noise")
     from noisebench import noise as noise_module
-    from noisebench.assembly import load_dataset, make_noise
+    from noisebench.assembly import draw_noise, load_dataset, make_noise
 
-    data = load_dataset(dataset, data_root.absolute() if data_root else None, download)
+    data = load_dataset(dataset, data_root_from(data_root), download)
     seed = seed if spec.seed is None else spec.seed
     made = make_noise(spec, data, seed)
     noise_module.save(made, out, name=f"{dataset} {spec.label}", true_labels=data.train_labels)
-    noise_module.draw_transition(
-        made.transition, made.realised_transition(data.train_labels), out / "transition.png", data.classes
-    )
+    draw_noise(made, data, out)
     facts = {
         "dataset": dataset,
         "noise": spec.label,
@@ -303,7 +301,7 @@ def check(
         outcomes = checks.check_method(registry.methods()[name].load(), raise_on_failure=False)
     else:
         outcomes = checks.check_dataset(
-            registry.datasets()[name].load(), data_root.absolute() if data_root else None, raise_on_failure=False
+            registry.datasets()[name].load(), data_root_from(data_root), raise_on_failure=False
         )
     if as_json:
         print(json.dumps([outcome.__dict__ for outcome in outcomes], indent=1))

@@ -186,6 +186,10 @@ class Benchmark(_Model):
                 raise ValueError(f"methods: '{same}' and '{row.label}' are one method under the same settings")
         return self
 
+    def retitled(self, changes: str, **update: Any) -> Benchmark:
+        """This board with `update`, and with a title that tells what was changed."""
+        return self.model_copy(update={"title": f"{self.title or self.name} (changed: {changes})", **update})
+
     @property
     def which(self) -> Literal["selected", "last"]:
         """The epoch that ranks: chosen on the noisy validation split where there is one, else the last."""
@@ -439,6 +443,8 @@ def load_benchmark(name: str, settings: list[str] | None = None) -> Benchmark:
         raise UserError(f"{path.name}: expected keys and values, found {type(data).__name__}")
     data.setdefault("name", path.stem)
     benchmark: Benchmark = build(Benchmark, override(data, settings or []), path.name)
+    if settings and benchmark != build(Benchmark, data, path.name):  # a quick trial must not pass for the board itself
+        benchmark = benchmark.retitled(", ".join(settings))
     check_names(benchmark, path.name)
     return benchmark
 

@@ -1,4 +1,4 @@
-"""Files that are never half written: made aside, then renamed."""
+"""Files that are never half written (made aside, then renamed), and where datasets lie."""
 
 from __future__ import annotations
 
@@ -36,3 +36,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
         found = json.loads(file.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else None
     return None
+
+
+def data_root_from(given: str | Path | None) -> Path | None:
+    """The dataset root: as given, or NOISEBENCH_DATA, or none."""
+    root = given or os.environ.get("NOISEBENCH_DATA")
+    return Path(root).expanduser().absolute() if root else None

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from noisebench.assembly import Setup, load_dataset, make_hparams, make_noise, method_class
-from noisebench.board import data_root_from
 from noisebench.cell import summarise, weights_sha256
 from noisebench.config import Noise, Recipe, build
 from noisebench.data import ImageData
 from noisebench.errors import UserError
+from noisebench.files import data_root_from
 from noisebench.method import Method
 from noisebench.noise import NoisyLabels
 
