@@ -163,7 +163,8 @@ class Store:
         name = f"noisebench/{board['name']}"
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            self.experiment: str = self.client.create_experiment(name, artifact_location=_artifact_root(uri, out))
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs, not on chat traces
+            self.experiment: str = self.client.create_experiment(name, _artifact_root(uri, out), kind)
         elif found.lifecycle_stage != "active":
             raise UserError(f"the MLflow experiment '{name}' is deleted; restore it, or remove it with 'mlflow gc'")
         else:
