@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from noisebench import registry
-from noisebench.assembly import method_class
+from noisebench.assembly import make_hparams, method_class
 from noisebench.checks import check_method
-from noisebench.errors import TrainingFailed, UserError
+from noisebench.errors import BrokenPlugin, TrainingFailed, UserError
 from noisebench.method import Batch, Task
+from noisebench.methods.cross_entropy import CrossEntropy as CE
 from noisebench.methods.loss_correction import estimate_transition
 
 
@@ -289,3 +291,35 @@ def test_an_ensemble_of_something_unknown_names_the_nearest() -> None:
     cls = method_class("ensemble")
     with pytest.raises(UserError, match=r"mixupp.*did you mean mixup"):
         cls(cls.Hparams(member="mixupp")).build(Task(3, 10, (1, 2, 2), 4, lambda: nn.Flatten()))
+
+
+def test_settings_that_are_no_dataclass_are_a_broken_plug_in_and_not_the_user_s_mistake() -> None:
+    class Broken(CE):
+        class Hparams:  # type: ignore[assignment]
+            q = 1
+
+    class Unreadable(CE):
+        @dataclass(frozen=True)
+        class Hparams:  # type: ignore[assignment]
+            q: nn.Module
+
+    for cls in (Broken, Unreadable):
+        with pytest.raises(BrokenPlugin, match="method 'x': Hparams"):
+            make_hparams(cls, {}, "method 'x'")
+
+
+@pytest.mark.parametrize(
+    ("name", "hparams", "says"),
+    [
+        ("gce", {"q": 0}, r"hparams\.q: 0: should be greater than 0"),
+        ("forward", {"estimate_at": 2.5}, r"hparams\.estimate_at: 2\.5"),
+        ("co_teaching", {"ramp": -3}, r"hparams\.ramp: -3"),
+        ("co_teaching", {"forget": 0.1}, "hparams 'forget' is unknown; did you mean forget_rate"),
+        ("ce", {"q": 1}, "has no hparams"),
+        ("ensemble", {"size": 0}, r"hparams\.size: 0"),
+    ],
+)
+def test_wrong_settings_name_the_key_the_value_and_the_range(name: str, hparams: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        make_hparams(method_class(name), hparams, f"method '{name}'")
+    assert "\n" not in str(caught.value)
