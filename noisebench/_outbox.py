@@ -274,7 +274,7 @@ class Outbox:
             name = f"{facts['label']} · {facts['noise']} · seed {facts['seed']}"
             run = store.attempt(name, tags, seen.began or seen.ended)
         if run.alive:  # a run that somebody deleted in MLflow stays deleted
-            params = {key: value for key, value in flat(config) if value}
+            params = {key: value for key, value in flat(config) if key and value}
             store.log(run, list(seen.points()), params, tags | {"noisebench.status": status})
             if status != "failed" and "noisebench.reason" in run.tags:
                 store.client.delete_tag(run.id, "noisebench.reason")

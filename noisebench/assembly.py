@@ -122,7 +122,13 @@ def draw_noise(noisy: noise.NoisyLabels, data: ImageData, folder: Path) -> None:
 
 
 def split(num: int, recipe: Recipe, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions of the training and of the validation split, sorted; the same for every method of a column."""
+    """Positions of the training and of the validation split, sorted; the same for every method of a column.
+
+    Raises:
+        UserError: more images asked for than there are.
+    """
+    if recipe.train_size is not None and recipe.train_size > num:
+        raise UserError(f"recipe.train_size: {recipe.train_size}: there are {num} training images")
     order = torch.randperm(num, generator=torch.Generator().manual_seed(stream(seed, "split")))
     order = order[: recipe.train_size]
     held_out = round(recipe.validation * len(order))

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from noisebench import tracking
 from noisebench.config import Benchmark, Cell, load_benchmark
-from noisebench.errors import BrokenPlugin
+from noisebench.errors import BrokenPlugin, UserError
 from noisebench.executors import Place, cores, run_local
 from noisebench.files import data_root_from, read_json, write_json
 from noisebench.table import Table
@@ -106,21 +106,32 @@ def table_of(benchmark: Benchmark, results: list[dict[str, Any]]) -> Table:
     )
 
 
-def check_settings(benchmark: Benchmark) -> None:
-    """Refuse wrong settings of any method before the first cell starts; a plug-in that cannot be imported fails later.
+def check_settings(benchmark: Benchmark, place: Place) -> None:
+    """Refuse what would fail every cell before the first one starts: settings, data, backbone.
+
+    A plug-in that cannot be imported, or one dataset of several that is missing, fails its own cells only.
 
     Raises:
         UserError: the key, the value, what would be right.
     """
     import torch
 
-    from noisebench.assembly import make_hparams, method_class
+    from noisebench.assembly import load_dataset, make_hparams, method_class
     from noisebench.nn import make_backbone
 
     for i, spec in enumerate(benchmark.methods):
         with suppress(BrokenPlugin):  # its cells fail with the reason, the others go on
             cls = method_class(spec.name)
             cls.needs_with(make_hparams(cls, spec.hparams, f"{benchmark.name}: methods[{i}] '{spec.name}'"))
+    problems = []
+    for name in benchmark.datasets:
+        try:
+            load_dataset(name, place.data_root, place.download)
+        except UserError as error:
+            problems.append(error)
+    load_dataset.cache_clear()
+    if len(problems) == len(benchmark.datasets):  # else the cells of those that are missing fail, the others go on
+        raise problems[0]
     if not benchmark.recipe.backbone.startswith("timm:"):  # those cannot be made without their weights' memory
         with torch.device("meta"):
             make_backbone(benchmark.recipe.backbone, (3, 32, 32), **benchmark.recipe.backbone_options)
@@ -154,10 +165,9 @@ def run_board(
     try:
         progress.start(todo, len(cells) - len(todo), out)
         if todo:
-            check_settings(benchmark)
-            with closing(
-                run(todo, place, jobs or default_jobs(benchmark), progress.tick)
-            ) as ended:  # an error here ends the workers
+            check_settings(benchmark, place)
+            ended = run(todo, place, jobs or default_jobs(benchmark), progress.tick)
+            with closing(ended):  # an error here, Ctrl-C too, ends the workers
                 for cell, result in ended:
                     if result["status"] == "failed":
                         result = result_of(cell, out) | result

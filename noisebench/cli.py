@@ -169,11 +169,13 @@ def run(
         raise UserError(f"--set: run trains one cell, and this makes {len(cells)}; use noisebench leaderboard")
     from noisebench.board import check_settings
     from noisebench.cell import run_cell
+    from noisebench.executors import Place
 
-    check_settings(config)
+    place = Place(out.absolute(), data_root_from(data_root), download, device)
+    check_settings(config, place)
     _stop_like_ctrl_c()
     try:
-        result = run_cell(cells[0], out.absolute(), data_root_from(data_root), download, device)
+        result = run_cell(cells[0], place.out, place.data_root, place.download, place.accelerator)
     except KeyboardInterrupt:
         _console(stderr=True).print("\nStopped. The same command goes on from the last checkpoint.")
         raise typer.Exit(130) from None

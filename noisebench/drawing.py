@@ -96,11 +96,14 @@ def main_grid(table: Table) -> Grid:
     return Grid(table.title, heads, rows, len(table.privileged))
 
 
+OF_TRAINING = ("memorised", "noise_auc", "transition_error")
+
+
 def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
     """One grid a column: accuracy at all three epochs, other metrics at the ranking epoch, and seconds.
 
-    The memorised share is that of the last epoch: it tells what the network ends as, where the chosen epoch tells
-    when that had not begun.
+    What tells of training (the memorised share, noise scores, T) is that of the last epoch: at the chosen one it had
+    often not begun.
 
     "short" has the memorised share as the only other metric, and fits 80 columns.
     """
@@ -109,14 +112,14 @@ def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
     brief = details == "short"
     others = ["memorised"] if brief else [name for name in METRICS if name != "accuracy"]
     kinds = [Kind(rule, "accuracy") for rule in RULES] + [
-        Kind("last" if name == "memorised" else table.ranking.rule, name) for name in others
+        Kind("last" if name in OF_TRAINING else table.ranking.rule, name) for name in others
     ]
     kinds = [kind for kind in [*kinds, *([] if brief else [SECONDS])] if kind in table.kinds]
     heads: list[tuple[str, ...]] = []
     for kind in kinds:
         metric = METRICS.get(kind.metric, Metric(kind.metric, False, False))
         rule = "best (oracle)" if kind.rule == "best" else kind.rule
-        title = f"{metric.title} (last)" if kind.metric == "memorised" else metric.title
+        title = f"{metric.title} (last)" if kind.metric in OF_TRAINING else metric.title
         head = (rule if kind.metric == "accuracy" else title, *(["%"] if metric.percent else []))
         heads.append((" ".join(head),) if brief else head)
     return [
@@ -159,7 +162,8 @@ def notes(table: Table, details: Details = "full") -> list[str]:
         f"Rank: mean over {used} column{'s' * (used != 1)} (1 is best, ties shared) "
         f"of the {ranked} method{'s' * (ranked != 1)} complete in {'all of them' if used != 1 else 'it'}."
     )
-    if any(0 < len(cell.numbers) < cell.expected for cell in table.cells.values()):
+    ranking = [cell for (_, _, kind), cell in table.cells.items() if kind.metric == table.ranking.metric]
+    if any(0 < len(cell.numbers) < cell.expected for cell in ranking):
         lines.append("(k/n): only k of the n seeds gave a number; such a mean is not tested, ranked or best.")
     if table.privileged:
         given = "; ".join(f"{_line(method)}: {_line(', '.join(what))}" for method, what in table.privileged.items())

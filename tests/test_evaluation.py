@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import binary_auroc
 from noisebench.assembly import Setup, split
 from noisebench.checks import RECIPE, sample_data
 from noisebench.config import Recipe
+from noisebench.errors import UserError
 from noisebench.evaluation import _ranks, classification_metrics
 from noisebench.noise import inject
 
@@ -72,6 +73,8 @@ def test_the_split_is_a_partition_that_the_seed_alone_decides() -> None:
     assert torch.equal(split(100, recipe, 5)[1], val)
     assert not torch.equal(split(100, recipe, 6)[1], val)
     assert [len(part) for part in split(100, Recipe(validation=0.2, train_size=30), 5)] == [24, 6]
+    with pytest.raises(UserError, match=r"recipe\.train_size: 101: there are 100 training images"):
+        split(100, Recipe(train_size=101), 5)
 
 
 def test_validation_is_under_noisy_labels_and_the_test_set_under_clean_ones() -> None:

@@ -174,9 +174,9 @@ def test_a_method_without_a_metric_shows_a_dash_and_no_failure() -> None:
     results = [cell("ce", seed, 0.9) for seed in range(3)] + [cell("elr", seed, 0.8) for seed in range(2)]
     for result in results:
         if result["label"] == "elr":
-            result["metrics"]["selected"]["noise_auc"] = 0.97
+            result["metrics"]["last"]["noise_auc"] = 0.97
     grid = detail_grids(Table.from_results([*results, failed("elr", 2)]))[0]
-    place = [head[0] for head in grid.heads].index("noise AUC")
+    place = [head[0] for head in grid.heads].index("noise AUC (last)")
     assert str(dict(grid.rows)["ce"][place]) == "–"
     assert str(dict(grid.rows)["elr"][place]) == "97.00 ± 0.00 (2/3)"
 

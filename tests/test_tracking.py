@@ -302,6 +302,15 @@ def test_a_resumed_run_goes_on_in_its_mlflow_run(board: Board) -> None:
     assert [step for step, _ in board.points(cell, "test.accuracy")] == [1, 2, 3, 4, 5]
 
 
+def test_a_cell_that_failed_before_it_had_a_configuration_is_sent_too(board: Board) -> None:
+    cell = board.cell()
+    (cell.path / "config.json").unlink()
+    failure = cell.fail("a data folder is missing")
+    assert not board.sync()
+    (found,) = tracking.read_results(board.uri, board.name)
+    assert found["reason"] == failure["reason"]
+
+
 def test_a_failed_cell_and_its_second_attempt(board: Board) -> None:
     cell = board.cell()
     failure = cell.fail("loss is NaN in epoch 1")
