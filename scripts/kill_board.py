@@ -77,9 +77,10 @@ class Board:
         return [without_seconds(json.loads(line)["metrics"]) for line in lines]
 
     def tables(self) -> dict[str, str]:
-        """The stored tables that a program reads, without the seconds."""
+        """The stored tables that a program reads, without the seconds and the title, which tells how it was called."""
         folder = self.out / "boards" / self.name
         table = json.loads((folder / "leaderboard.json").read_text(encoding="utf-8"))
+        del table["title"]
         table["cells"] = [row for row in table["cells"] if row["metric"] != "seconds"]
         rows = (folder / "leaderboard.csv").read_text(encoding="utf-8").splitlines()
         return {"json": json.dumps(table), "csv": "\n".join(row for row in rows if ",seconds," not in row)}
