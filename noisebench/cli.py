@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Benchmarks for learning with noisy labels: the same noise for every method, statistics in the table.\n\n"
-    "Start with: noisebench leaderboard (the default board on scikit-learn's digits, about two minutes).",
+    "Start with: noisebench leaderboard (the default board on scikit-learn's digits, about a minute and a half).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
