@@ -167,11 +167,19 @@ def test_run_trains_once_and_reads_the_result_after_that() -> None:
     assert len(list(Path("o[x]/runs").iterdir())) == 1
 
 
+def test_data_that_is_missing_is_one_line_and_no_cell_fails_of_it() -> None:
+    for command in (["run", "--dataset", "cifar10"], ["leaderboard", "cifar10-small"]):
+        ran = noisebench(*command, "--epochs", "1", "--out", "o")
+        assert ran.code == 2
+        assert ran.err.startswith("error: CIFAR10 needs a data folder; set --data-root or NOISEBENCH_DATA")
+        assert ran.err.count("\n") == 1
+    assert not list(Path("o").glob("runs/*/failure.json"))
+
+
 def test_a_cell_that_fails_is_one_line_and_exit_code_1() -> None:
-    ran = noisebench("run", "--dataset", "cifar10", "--epochs", "1", "--out", "o")
+    ran = noisebench("run", "--method", "forward", "--epochs", "1", "--out", "o")
     assert ran.code == 1
-    assert ran.err.startswith("error: CIFAR10 needs a data folder; set --data-root or NOISEBENCH_DATA")
-    assert ran.err.count("\n") == 1
+    assert ran.err == "error: forward: estimate_at is after epoch 1 of 1: T would never be used\n"
 
 
 def test_check_prints_each_check_and_fails_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
