@@ -355,8 +355,6 @@ def build(model: type[Any], data: Any, where: str) -> Any:
         raise UserError(f"{where}: expected keys and values, found {type(data).__name__}")
     try:
         return model.model_validate(data)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error, model)}") from None
 

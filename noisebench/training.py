@@ -220,6 +220,22 @@ class Journal(Protocol):
         """Offer the state after an epoch; the journal decides whether it is time to store it."""
 
 
+def train_epoch(run: Run, method: Method, epoch: int) -> dict[str, float]:
+    """One epoch (0-based) of training alone; its mean loss and what the method logged.
+
+    Raises:
+        TrainingFailed: a loss that is not finite.
+    """
+    run.begin_epoch(epoch)
+    method.train()
+    with run.autocast():
+        for batch in method.epoch(run):
+            method.step(batch, run)
+            run.step += 1
+            method.after_step(batch, run)
+    return run.end_epoch()
+
+
 def train(
     run: Run, method: Method, evaluator: Evaluator, journal: Journal, state: dict[str, Any] | None = None
 ) -> None:
@@ -234,14 +250,7 @@ def train(
         run.load_state_dict(state["run"])
         start = state["epoch"]
     for epoch in range(start, run.epochs):
-        run.begin_epoch(epoch)
-        method.train()
-        with run.autocast():
-            for batch in method.epoch(run):
-                method.step(batch, run)
-                run.step += 1
-                method.after_step(batch, run)
-        metrics = run.end_epoch()
+        metrics = train_epoch(run, method, epoch)
         method.eval()
         try:
             with torch.no_grad(), run.autocast():

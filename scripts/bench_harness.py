@@ -20,6 +20,7 @@ from noisebench.assembly import Setup, method_class
 from noisebench.config import Recipe
 from noisebench.data import ImageData
 from noisebench.fitting import Memory
+from noisebench.training import train_epoch
 
 BAR = 1.05
 BATCH = 128
@@ -67,21 +68,11 @@ def main() -> None:
             F.cross_entropy(net(x[index]), y[index]).backward()
             optimizer.step()
 
-    def through(epoch: int) -> None:
-        run.begin_epoch(epoch)
-        method.train()
-        with run.autocast():
-            for batch in method.epoch(run):
-                method.step(batch, run)
-                run.step += 1
-                method.after_step(batch, run)
-        run.end_epoch()
-
     ratios, times, evaluations = [], [], []
     journal = Memory()
     for round_ in range(options.rounds + 1):
         began = time.perf_counter()
-        through(round_)
+        train_epoch(run, method, round_)
         middle = time.perf_counter()
         bare()
         end = time.perf_counter()
