@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noisebench.method import Batch, Epochs, Method, Task
+from noisebench.method import Batch, Epochs, Method, Range, Task
 from noisebench.training import Run
 
 
@@ -18,6 +18,8 @@ class CoTeaching(Method):
 
     name = "co_teaching"
     paper = "Han et al., Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels, NeurIPS 2018"
+    # The ranges are ours: none is from the paper.
+    search: ClassVar = {"forget_rate": Range(0.05, 0.8)}
 
     first: nn.Module
     second: nn.Module

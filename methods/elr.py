@@ -1,14 +1,14 @@
 """Early-learning regularisation: a running target for every sample (Liu et al., NeurIPS 2020)."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisebench.method import Batch, Classifier, Task
+from noisebench.method import Batch, Classifier, Range, Task
 from noisebench.training import Run
 
 
@@ -17,6 +17,8 @@ class EarlyLearningRegularisation(Classifier):
 
     name = "elr"
     paper = "Liu et al., Early-Learning Regularization Prevents Memorization of Noisy Labels, NeurIPS 2020"
+    # The ranges are ours: none is from the paper.
+    search: ClassVar = {"weight": Range(0.5, 10.0, log=True), "momentum": Range(0.5, 0.99)}
 
     targets: Tensor
 

@@ -1,14 +1,14 @@
 """Generalised cross-entropy: between cross-entropy and mean absolute error (Zhang & Sabuncu, NeurIPS 2018)."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisebench.method import Batch, Classifier
+from noisebench.method import Batch, Classifier, Range
 from noisebench.training import Run
 
 
@@ -17,6 +17,8 @@ class GeneralisedCrossEntropy(Classifier):
 
     name = "gce"
     paper = "Zhang & Sabuncu, Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels, 2018"
+    # The ranges are ours: none is from the paper.
+    search: ClassVar = {"q": Range(0.1, 1.0)}
 
     @dataclass(frozen=True)
     class Hparams:

@@ -1,14 +1,14 @@
 """mixup: convex combinations of pairs of images and of their labels (Zhang et al., ICLR 2018)."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisebench.method import Batch, Classifier
+from noisebench.method import Batch, Classifier, Range
 from noisebench.training import Run
 
 
@@ -17,6 +17,8 @@ class Mixup(Classifier):
 
     name = "mixup"
     paper = "Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018"
+    # The ranges are ours: none is from the paper.
+    search: ClassVar = {"alpha": Range(0.1, 32.0, log=True)}
 
     @dataclass(frozen=True)
     class Hparams:

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from enum import Enum
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisebench._cli import (
+    DEFAULT_OUT,
+    DataRoot,
+    Device,
+    Download,
+    Jobs,
+    Json,
+    Methods,
+    Out,
+    Set,
+    completes,
+    console,
+    fail,
+    rows_named,
+    stop_like_ctrl_c,
+)
+from noisebench.cli_analyse import ANALYSE_HELP, analyse
+from noisebench.cli_tune import TUNE_HELP, tune
 from noisebench.errors import UserError, unknown
 from noisebench.files import data_root_from
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from noisebench.config import Benchmark, MethodSpec
     from noisebench.table import Table
 
 app = typer.Typer(
@@ -29,31 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-
-def _names(what: str) -> Any:
-    def complete(incomplete: str) -> list[str]:
-        from noisebench import registry
-
-        known = registry.benchmarks() if what == "benchmark" else getattr(registry, f"{what}s")().entries
-        return [name for name in known if name.startswith(incomplete)]
-
-    return complete
-
-
-Out = Annotated[Path, typer.Option("--out", help="Where runs, tables and the MLflow store are written.")]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option("--data-root", help="Datasets in torchvision's layout.", envvar="NOISEBENCH_DATA", show_envvar=True),
-]
-Download = Annotated[bool, typer.Option("--download", help="Let torchvision download a dataset that is missing.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the benchmark, e.g. --set recipe.epochs=30."),
-]
-DEFAULT_OUT = Path("noisebench-runs")
 
 
 class Source(str, Enum):
@@ -66,13 +54,13 @@ class Source(str, Enum):
 @app.command()
 def leaderboard(
     benchmark: Annotated[
-        str, typer.Argument(help="A shipped benchmark or a YAML file.", autocompletion=_names("benchmark"))
+        str, typer.Argument(help="A shipped benchmark or a YAML file.", autocompletion=completes("benchmark"))
     ] = "digits",
-    methods: Annotated[str | None, typer.Option(help="Only these rows, by commas.")] = None,
+    methods: Methods = None,
     seeds: Annotated[str | None, typer.Option(help="These seeds, by commas, e.g. 0,1,2,3,4.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of every run (recipe.epochs).")] = None,
     settings: Set = None,
-    jobs: Annotated[int | None, typer.Option(help="Cells at once; the CPU cores by default.", min=1)] = None,
+    jobs: Jobs = None,
     out: Out = DEFAULT_OUT,
     data_root: DataRoot = None,
     download: Download = False,
@@ -97,41 +85,45 @@ def leaderboard(
         extra.append(f"recipe.epochs={epochs}")
     config = load_benchmark(benchmark, extra)
     if methods is not None:
-        config = config.retitled(f"methods {methods}", methods=_rows(config, methods))
+        config = config.retitled(f"methods {methods}", methods=rows_named(config, methods))
     place = Place(out.absolute(), data_root_from(data_root), download, device)
-    console = _console(stderr=as_json)
+    terminal = console(stderr=as_json)
     if rebuild is not None:
         _show(board.rebuild(config, place.out, rebuild.value), details, as_json)
         return
     from noisebench.progress import BoardProgress
 
-    _stop_like_ctrl_c()
-    with BoardProgress(console, config) as progress:
+    stop_like_ctrl_c()
+    with BoardProgress(terminal, config) as progress:
         try:
             outcome = board.run_board(config, place, jobs, progress)
         except KeyboardInterrupt:
             progress.close()
-            console.print(f"\nStopped with {progress.summary()}. The same command goes on from there.")
+            terminal.print(f"\nStopped with {progress.summary()}. The same command goes on from there.")
             raise typer.Exit(130) from None
     _show(outcome.table, details, as_json)
     folder = board.board_folder(config, out)
-    console.print(f"Tables: {folder}/leaderboard.csv, .json, .md, .tex", soft_wrap=True, markup=False)
+    terminal.print(f"Tables: {folder}/leaderboard.csv, .json, .md, .tex", soft_wrap=True, markup=False)
     if outcome.unsent:
-        console.print(f"MLflow: {outcome.unsent}; the run folders are complete.", soft_wrap=True, markup=False)
+        terminal.print(f"MLflow: {outcome.unsent}; the run folders are complete.", soft_wrap=True, markup=False)
     else:
         from noisebench.tracking import store_uri
 
-        console.print(f"Curves: mlflow ui --backend-store-uri {store_uri(out)}", soft_wrap=True, markup=False)
+        terminal.print(f"Curves: mlflow ui --backend-store-uri {store_uri(out)}", soft_wrap=True, markup=False)
     if outcome.failed:
-        _fail(f"{outcome.failed} of {len(outcome.results)} cells failed; the table's footer has the reasons", 1)
+        fail(f"{outcome.failed} of {len(outcome.results)} cells failed; the table's footer has the reasons", 1)
     if outcome.missing:
-        _fail(f"{outcome.missing} of {len(outcome.results)} cells are held by another process; run this again", 1)
+        fail(f"{outcome.missing} of {len(outcome.results)} cells are held by another process; run this again", 1)
+
+
+app.command(help=TUNE_HELP)(tune)
+app.command(help=ANALYSE_HELP)(analyse)
 
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Option(help="A method's name.", autocompletion=_names("method"))] = "ce",
-    dataset: Annotated[str, typer.Option(help="A dataset's name.", autocompletion=_names("dataset"))] = "digits",
+    method: Annotated[str, typer.Option(help="A method's name.", autocompletion=completes("method"))] = "ce",
+    dataset: Annotated[str, typer.Option(help="A dataset's name.", autocompletion=completes("dataset"))] = "digits",
     noise: Annotated[str | None, typer.Option(help="A kind of noise; symmetric 0.4 if none is given.")] = None,
     rate: Annotated[float | None, typer.Option(help="The noise's rate.")] = None,
     noise_option: Annotated[
@@ -173,31 +165,31 @@ def run(
 
     place = Place(out.absolute(), data_root_from(data_root), download, device)
     check_settings(config, place)
-    _stop_like_ctrl_c()
+    stop_like_ctrl_c()
     try:
         result = run_cell(cells[0], place.out, place.data_root, place.download, place.accelerator)
     except KeyboardInterrupt:
-        _console(stderr=True).print("\nStopped. The same command goes on from the last checkpoint.")
+        console(stderr=True).print("\nStopped. The same command goes on from the last checkpoint.")
         raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result, indent=1))
     elif result["status"] == "finished":
-        console = _console()
+        terminal = console()
         title = f"{result['label']} on {result['dataset']}, {result['noise']}, seed {seed}"
-        console.print(title, style="bold", highlight=False, markup=False)
+        terminal.print(title, style="bold", highlight=False, markup=False)
         for which, metrics in result["metrics"].items():
             numbers = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k != "epoch")
             name = "best (oracle)" if which == "best" else which
-            console.print(f"  {name:<14} epoch {metrics['epoch']:>3}: {numbers}", highlight=False, soft_wrap=True)
-        console.print(f"  {out / cells[0].folder()}", soft_wrap=True, highlight=False, markup=False)
+            terminal.print(f"  {name:<14} epoch {metrics['epoch']:>3}: {numbers}", highlight=False, soft_wrap=True)
+        terminal.print(f"  {out / cells[0].folder()}", soft_wrap=True, highlight=False, markup=False)
     if result["status"] != "finished":
-        _fail(str(result["reason"]), 1)
+        fail(str(result["reason"]), 1)
 
 
 @app.command()
 def inject(
     out: Annotated[Path, typer.Option(help="Folder for the artefact: noise.npz, noise.json, transition.png.")],
-    dataset: Annotated[str, typer.Option(help="A dataset's name.", autocompletion=_names("dataset"))] = "digits",
+    dataset: Annotated[str, typer.Option(help="A dataset's name.", autocompletion=completes("dataset"))] = "digits",
     noise: Annotated[str, typer.Option(help="A kind of noise; see noisebench list noise.")] = "symmetric",
     rate: Annotated[float | None, typer.Option(help="In [0, 1].")] = None,
     option: Annotated[
@@ -266,7 +258,7 @@ def list_(what: Annotated[What | None, typer.Argument(help="One kind only.")] = 
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    console = _console()
+    terminal = console()
     from rich.table import Table
     from rich.text import Text
 
@@ -279,15 +271,15 @@ def list_(what: Annotated[What | None, typer.Argument(help="One kind only.")] = 
             if row.get("origin", "noisebench") != "noisebench":
                 text.append(f"  ({row['origin']})", "dim")
             table.add_row(Text(row["name"], "cyan"), text)
-        console.print(table)
-        console.print()
+        terminal.print(table)
+        terminal.print()
     for problem in found["problems"]:
-        _console(stderr=True).print(f"left out: {problem}", style="yellow", soft_wrap=True, markup=False)
+        console(stderr=True).print(f"left out: {problem}", style="yellow", soft_wrap=True, markup=False)
 
 
 @app.command()
 def check(
-    name: Annotated[str, typer.Argument(help="A method or a dataset.", autocompletion=_names("method"))],
+    name: Annotated[str, typer.Argument(help="A method or a dataset.", autocompletion=completes("method"))],
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -308,15 +300,15 @@ def check(
     if as_json:
         print(json.dumps([outcome.__dict__ for outcome in outcomes], indent=1))
     else:
-        console = _console()
+        terminal = console()
         for outcome in outcomes:
             mark = {"passed": "[green]ok[/]  ", "failed": "[red]FAIL[/]", "skipped": "[yellow]skip[/]"}[outcome.status]
-            console.print(f"{mark} {outcome.name}", highlight=False)
+            terminal.print(f"{mark} {outcome.name}", highlight=False)
             if outcome.detail:
-                console.print(f"       {outcome.detail}", highlight=False, markup=False, soft_wrap=True)
+                terminal.print(f"       {outcome.detail}", highlight=False, markup=False, soft_wrap=True)
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     if failed:
-        _fail(f"{name}: {failed} of {len(outcomes)} checks failed", 1)
+        fail(f"{name}: {failed} of {len(outcomes)} checks failed", 1)
 
 
 @app.command()
@@ -334,42 +326,11 @@ def new(
     print("  noisebench leaderboard --set 'methods=[ce, " + name + "]'")
 
 
-def _rows(config: Benchmark, names: str) -> tuple[MethodSpec, ...]:
-    """The board's rows of these labels or methods; a label may hold commas, so that its method's name serves too."""
-    chosen: dict[str, MethodSpec] = {}
-    for name in filter(None, map(str.strip, names.split(","))):
-        found = {row.label: row for row in config.methods if name in (row.label, row.name)}
-        if not found:
-            raise unknown("--methods: row", name, {known for row in config.methods for known in (row.label, row.name)})
-        chosen |= found
-    if not chosen:
-        raise UserError("--methods: no row is named; give rows by commas, e.g. --methods ce,gce")
-    return tuple(chosen.values())
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
 def _show(table: Table, details: bool, as_json: bool) -> None:
     if as_json:
         print(table.to_json())
     else:
-        _console().print(table.to_rich("full" if details else "short"))
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(code)
-
-
-def _stop_like_ctrl_c() -> None:
-    def stop(signum: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+        console().print(table.to_rich("full" if details else "short"))
 
 
 def _version(value: bool) -> None:

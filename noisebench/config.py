@@ -1,27 +1,29 @@
-"""What a benchmark and a run are: pydantic models, YAML, cells and their fingerprints.
+"""What a benchmark and a run are: pydantic models, their files, cells and their fingerprints.
 
 Imports neither torch nor MLflow: a board of finished cells is placed in an instant.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from noisebench import noise as noise_module
 from noisebench import registry
 from noisebench.errors import UserError, unknown
+from noisebench.fingerprints import dataset_code, digest, files_in, method_code
+from noisebench.reading import build as build
+from noisebench.reading import explain as explain
+from noisebench.reading import override as override
+from noisebench.reading import parse_yaml as parse_yaml
 
-RULES = 1
+RULES = 2
 """Version of the rules of a leaderboard: moves whenever a change of the harness alters results (see CHANGELOG)."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -113,16 +115,16 @@ class Noise(BaseModel):
         found = noise_module.resolved(self.kind, self.rate, options)
         return found | {"mapping": "the dataset's"} if default else found
 
-    def check(self, num_classes: int | None = None) -> None:
+    def check(self, num_classes: int | None = None, multilabel: bool = False) -> None:
         """Refuse what can be refused before the labels are there.
 
         Raises:
             UserError: naming the argument.
         """
         options = self.options
-        if self.kind == "asymmetric":
+        if self.kind == "asymmetric" and not multilabel:
             options.setdefault("mapping", {0: 1})  # without one it takes the dataset's own, known only later
-        noise_module.check(self.kind, self.rate, options, num_classes)
+        noise_module.check(self.kind, self.rate, options, num_classes, multilabel)
 
 
 class MethodSpec(_Model):
@@ -151,6 +153,53 @@ class MethodSpec(_Model):
         return (entry.defaults if entry else {}) | self.hparams
 
 
+class TunedRow(_Model):
+    """How the settings of a row of a tuned board were found.
+
+    Attributes:
+        trials: settings tried, the row's own first; 1 for a row with nothing to search.
+        failed: how many of them failed.
+        before: the objective of the row's own settings; None where they failed.
+        after: that of the settings that were chosen.
+        search: what was searched, e.g. {"temperature": "0.1:5.0:log"}.
+        method, hparams: the row's method and all its settings, as they were chosen.
+    """
+
+    trials: int = Field(ge=1)
+    failed: int = Field(default=0, ge=0)
+    before: float | None = None
+    after: float | None = None
+    search: dict[str, str] = {}
+    method: str
+    hparams: dict[str, Any]
+
+
+class Tuned(_Model):
+    """What a tuned board says of itself: the budget, equal for all rows that had something to search."""
+
+    trials: int = Field(ge=1)
+    seed: Seed
+    objective: str
+    rows: dict[str, TunedRow]
+
+    @property
+    def note(self) -> str:
+        """For the board's title: which rows were tuned and which were not."""
+        searched = [label for label, row in self.rows.items() if row.search]
+        plain = [label for label, row in self.rows.items() if not row.search]
+        budget = f"{self.trials} trial{'s' if self.trials > 1 else ''}{' each' if len(searched) > 1 else ''}"
+        left = f"; nothing to tune in {', '.join(plain)}" if plain else ""
+        return f"(tuned on the noisy validation split, seed {self.seed}: {budget} for {', '.join(searched)}{left})"
+
+    @model_validator(mode="after")
+    def _equal_budgets(self) -> Tuned:
+        for label, row in self.rows.items():
+            if row.trials != (self.trials if row.search else 1):
+                right = f"tuned.trials is {self.trials}" if row.search else "it searched nothing, so that it has 1"
+                raise ValueError(f"rows: '{label}' has {row.trials} trials, but {right}")
+        return self
+
+
 class Benchmark(_Model):
     """A leaderboard: methods x datasets x noise x seeds under one recipe."""
 
@@ -162,6 +211,7 @@ class Benchmark(_Model):
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
     recipe: Recipe = Recipe()
+    tuned: Tuned | None = None
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -184,6 +234,27 @@ class Benchmark(_Model):
             same = rows.setdefault(json.dumps([row.name, row.resolved], sort_keys=True, default=str), row.label)
             if same != row.label:
                 raise ValueError(f"methods: '{same}' and '{row.label}' are one method under the same settings")
+        return self
+
+    @model_validator(mode="after")
+    def _tells_that_it_is_tuned(self) -> Benchmark:
+        if self.tuned is None:
+            return self
+        for row in self.methods:
+            if row.label not in self.tuned.rows:
+                raise ValueError(
+                    f"methods: '{row.label}' is no tuned row; tune it too, or remove 'tuned' from the board"
+                )
+            found = self.tuned.rows[row.label]
+            if (row.name, row.hparams) != (found.method, found.hparams):
+                raise ValueError(
+                    f"methods: '{row.label}' is {row.name} {row.hparams}, but tuning chose {found.method} "
+                    f"{found.hparams}; put that back, or remove 'tuned' from the board"
+                )
+        if self.tuned.seed in self.seeds:
+            raise ValueError(f"seeds: {self.tuned.seed} is the seed that this board was tuned on; give others")
+        if self.tuned.note not in self.title:
+            object.__setattr__(self, "title", f"{self.title or self.name} {self.tuned.note}")
         return self
 
     def retitled(self, changes: str, **update: Any) -> Benchmark:
@@ -224,12 +295,12 @@ class Cell(_Model):
 
     def noise_key(self) -> str:
         """SHA-256 of all that decides the noisy labels: dataset, its code, noise, seed."""
-        return _digest(
+        return digest(
             {
-                "dataset": _dataset_code(self.dataset),
+                "dataset": dataset_code(self.dataset),
                 "noise": self.noise.resolved(),
                 "seed": self.noise_seed,
-                "files": _files(self.noise.options),
+                "files": files_in(self.noise.options),
                 "rules": RULES,
             }
         )
@@ -240,11 +311,11 @@ class Cell(_Model):
 
     @cached_property
     def _fingerprint(self) -> str:
-        return _digest(
+        return digest(
             {
                 "method": self.method.name,
                 "hparams": self.method.resolved,
-                "code": _method_code(self.method.name, self.method.resolved),
+                "code": method_code(self.method.name, self.method.resolved),
                 "noise": self.noise_key(),
                 "seed": self.seed,
                 "recipe": self.recipe.model_dump(mode="json", exclude={"loader", "workers", "checkpoint_seconds"}),
@@ -275,146 +346,7 @@ def slugify(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9=]+", "-", text).strip("-")[:80]
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _dataset_code(name: str) -> list[str]:
-    return [name, registry.datasets()[name].code()]
-
-
-def _method_code(name: str, hparams: Mapping[str, Any]) -> list[str]:
-    """The method's code, and that of every method that its settings name (an ensemble's member)."""
-    known = registry.methods().entries
-    return [registry.methods()[name].code(), *(known[n].code() for n in _strings(hparams) if n in known)]
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _strings(inner)
-
-
-def _files(options: Mapping[str, Any]) -> dict[str, str]:
-    """Content hashes of the files that options name (a T or labels from a file)."""
-    found = {}
-    for key, value in options.items():
-        if isinstance(value, str) and Path(value).is_file():
-            found[key] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
-    return found
-
-
 # ------------------------------------------------------------------------------------------------ reading
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice (PyYAML silently keeps the last)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, (str, int, float, bool, type(None))):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 1e-3 as text; researchers mean a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML to plain data.
-
-    Raises:
-        UserError: not YAML; with the line.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise UserError(f"{where}{line}: not valid YAML: {problem}") from None
-
-
-def build(model: type[Any], data: Any, where: str) -> Any:
-    """`model` from plain data.
-
-    Raises:
-        UserError: one line with the key's full path, the value and what would be right.
-    """
-    if not isinstance(data, dict):
-        raise UserError(f"{where}: expected keys and values, found {type(data).__name__}")
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{where}: {explain(error, model)}") from None
-
-
-def explain(error: ValidationError, model: type[BaseModel] | None = None) -> str:
-    """The first problem of a pydantic error as one line: path, value, what would be right."""
-    details = error.errors(include_url=False)
-    first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
-    extra = first["type"] == "extra_forbidden"
-    path = ".".join(str(part) for part in first["loc"] if extra or not _is_tag(part))
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    if extra and model is not None:
-        return str(unknown("key", path, _keys(model)))
-    if first["type"] == "missing":
-        return f"{path}: is missing"
-    if first["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    union = [d for d in details if d["loc"][: len(first["loc"]) - 1] == first["loc"][:-1] and _is_tag(d["loc"][-1])]
-    if len(union) > 1:
-        message = " or ".join(dict.fromkeys(d["msg"].replace("Input should be", "should be") for d in union))
-    return f"{path}: {_short(first['input'])}: {message}"
-
-
-def _is_tag(part: Any) -> bool:
-    """Whether a part of pydantic's path names a branch of a union rather than a key."""
-    return isinstance(part, str) and bool(re.fullmatch(r"int|float|(constrained|function|nullable|lax)-.*", part))
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, info in model.model_fields.items():
-        yield prefix + name
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _keys(inner, f"{prefix}{name}.")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def override(data: dict[str, Any], settings: list[str], option: str = "--set") -> dict[str, Any]:
-    """`data` with ``a.b=value`` settings applied; the values are YAML. `option` is what the user wrote before them.
-
-    Raises:
-        UserError: no `=`, or a path that runs through something that is no mapping.
-    """
-    data = json.loads(json.dumps(data, default=str))
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals or not path.strip():
-            raise UserError(f"{option} {setting}: expected KEY=VALUE")
-        *parents, last = path.strip().split(".")
-        node = data
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise UserError(f"{option} {setting}: '{parent}' holds a value, not keys")
-        node[last] = parse_yaml(text, f"{option} {path}")
-    return data
 
 
 def load_benchmark(name: str, settings: list[str] | None = None) -> Benchmark:
@@ -457,10 +389,11 @@ def check_names(benchmark: Benchmark, where: str) -> None:
             if name not in known.entries:
                 raise unknown(f"{where}: {what}[{i}]: {known.what}", name, known.entries)
     for name in benchmark.datasets:
-        classes = registry.datasets()[name].constants.get("NUM_CLASSES")
+        constants = registry.datasets()[name].constants
+        classes, several = constants.get("NUM_CLASSES"), constants.get("MULTILABEL") is True
         for i, spec in enumerate(benchmark.noise):
             try:
-                spec.check(classes if isinstance(classes, int) else None)
+                spec.check(classes if isinstance(classes, int) else None, several)
             except UserError as error:
                 raise UserError(f"{where}: noise[{i}] on {name}: {error}") from None
     backbone, known_backbones = benchmark.recipe.backbone, registry.backbone_names()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -58,7 +58,11 @@ def _work(cell: Cell, place: Place) -> dict[str, Any]:
 
 
 def run_local(
-    cells: list[Cell], place: Place, jobs: int, idle: Callable[[], None] = lambda: None
+    cells: list[Cell],
+    place: Place,
+    jobs: int,
+    idle: Callable[[], None] = lambda: None,
+    more: Callable[[], list[Cell]] = list,
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Run cells in `jobs` worker processes; yields each with its result as it ends.
 
@@ -69,27 +73,32 @@ def run_local(
         place: where.
         jobs: how many at once.
         idle: called several times a second while waiting (progress display).
+        more: asked after every result for cells that follow from it.
     """
     left = list(cells)
     deaths: dict[str, int] = {}
     while left:
         # A pool that breaks takes the healthy cells beside the dying one with it: those suspects go on one by one.
         suspects = [cell for cell in left if cell.fingerprint() in deaths]
-        batch = suspects[:1] or list(left)
+        batch = deque(suspects[:1] or left)
         running: dict[concurrent.futures.Future[dict[str, Any]], Cell] = {}
         try:
-            for cell, result in _run_pool(batch, place, min(jobs, len(batch)), running, idle):
+            for cell, result in _run_pool(batch, place, 1 if suspects else jobs, running, idle):
                 left.remove(cell)
                 deaths.pop(cell.fingerprint(), None)
                 yield cell, result
+                fresh = more()
+                left += fresh
+                batch.extend(() if suspects else fresh)
         except BrokenProcessPool:
-            for cell in list(running.values()) or batch[:1]:
+            for cell in list(running.values()) or suspects[:1] or left[:1]:
                 key = cell.fingerprint()
                 deaths[key] = deaths.get(key, 0) + (1 if suspects or len(running) < 2 else 0)
                 if deaths[key] >= MAX_DEATHS:
                     left.remove(cell)
                     reason = f"its worker process died {MAX_DEATHS} times (out of memory? see dmesg); try --jobs 1"
                     yield cell, {"status": "failed", "reason": reason}
+                    left += more()
 
 
 @contextmanager
@@ -105,32 +114,35 @@ def _hidden_main() -> Iterator[None]:
 
 
 def _run_pool(
-    cells: list[Cell],
+    queue: deque[Cell],
     place: Place,
     workers: int,
     running: dict[concurrent.futures.Future[dict[str, Any]], Cell],
     idle: Callable[[], None],
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Run cells in one pool; `running` tells the caller what ran when it broke.
+    """Run the cells of a queue, which may grow, in one pool; `running` tells the caller what ran when it broke.
 
     Raises:
         BrokenProcessPool: a worker died.
     """
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    queue = iter(cells)
-    try:
+
+    def fill() -> None:
         with _hidden_main():
-            for cell in itertools.islice(queue, workers):  # one cell a worker, so that few run when a pool breaks
-                running[pool.submit(_work, cell, place)] = cell
+            while queue and len(running) < workers:  # one cell a worker, so that few run when a pool breaks
+                running[pool.submit(_work, queue[0], place)] = queue[0]
+                queue.popleft()
+
+    try:
+        fill()
         while running:
             done, _ = concurrent.futures.wait(running, 0.2, concurrent.futures.FIRST_COMPLETED)
             idle()
             for future in done:
                 result = future.result()
                 yield running.pop(future), result
-                for cell in itertools.islice(queue, 1):
-                    running[pool.submit(_work, cell, place)] = cell
+                fill()
     finally:
         for process in list((pool._processes or {}).values()):
             process.terminate()

@@ -106,9 +106,23 @@ def _essence(node: Any) -> Any:
         documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         if name == "body" and documented and value and isinstance(value[0], ast.Expr):
             value = value[1:] if isinstance(value[0].value, ast.Constant) else value
+        if name == "body" and isinstance(node, ast.ClassDef):
+            value = [item for item in value if not _is_search(item)]
         if value not in (None, []) and name not in ("kind", "type_comment", "type_ignores"):
             found.append((name, _essence(value)))
     return found
+
+
+def _is_search(node: ast.stmt) -> bool:
+    """Whether a statement is a class's search space: what may be tried changes no result of what was."""
+    target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+    value = getattr(node, "value", None)
+    return (
+        isinstance(target, ast.Name)
+        and target.id == "search"
+        and isinstance(value, ast.Dict)
+        and all(isinstance(v, ast.Call) and getattr(v.func, "id", "") in ("Range", "Choice") for v in value.values)
+    )
 
 
 def _imported(tree: ast.Module) -> list[Path]:
@@ -162,14 +176,18 @@ def _class_constants(node: ast.ClassDef, module: ast.Module) -> dict[str, Any]:
 
 
 def _defaults(node: ast.ClassDef, module: ast.Module) -> dict[str, Any]:
-    """Literal defaults of a method's settings, its own or those that it inherits within its file."""
+    """Literal defaults of a method's settings, its own and those that it inherits within its file."""
+    above = {other.name: other for other in module.body[: module.body.index(node)] if isinstance(other, ast.ClassDef)}
     for inner in node.body:
         if isinstance(inner, ast.ClassDef) and inner.name == "Hparams":
-            return _constants(inner.body, _constants(module.body))
-    bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-    for other in module.body[: module.body.index(node)]:
-        if isinstance(other, ast.ClassDef) and other.name in bases:
-            return _defaults(other, module)
+            found: dict[str, Any] = {}
+            for base in inner.bases:  # class Hparams(Other.Hparams)
+                if isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name) and base.value.id in above:
+                    found |= _defaults(above[base.value.id], module)
+            return found | _constants(inner.body, _constants(module.body))
+    for name in (base.id for base in node.bases if isinstance(base, ast.Name)):
+        if name in above:
+            return _defaults(above[name], module)
     return {}
 
 

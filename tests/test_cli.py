@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from typer.testing import CliRunner
 from noisebench import cli, noise, registry
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("leaderboard", "run", "inject", "list", "check", "new")
+COMMANDS = ("leaderboard", "tune", "analyse", "run", "inject", "list", "check", "new")
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "NO_COLOR": "1"}
 
 BOARD = """
@@ -220,6 +221,92 @@ def test_rows_are_chosen_by_label_or_by_method() -> None:
     assert [row["label"] for row in json.loads(ran.out)["methods"]] == ["gce", "ensemble (member=ce, size=3)"]
 
 
+# ------------------------------------------------------------------------------------------------------------ tune
+
+
+def run_here(cells: list[Any], place: Any, jobs: int, idle: Callable[[], None], more: Callable[[], list[Any]]) -> Any:
+    from noisebench.cell import run_cell
+
+    queue = list(cells)
+    while queue:
+        idle()
+        cell = queue.pop(0)
+        yield cell, run_cell(cell, place.out, place.data_root, place.download, place.accelerator)
+        queue += more()
+
+
+def run_nothing(*given: Any) -> Any:
+    raise AssertionError("a finished cell ran again")
+
+
+def test_tune_writes_a_board_that_leaderboard_runs_and_calls_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    from noisebench import tuning
+
+    tune = tuning.tune
+    monkeypatch.setattr(tuning, "tune", functools.partial(tune, run=run_here))
+    Path("tiny.yaml").write_text(BOARD)
+    argv = ("tune", "tiny.yaml", "--search", "q=0.5:0.9", "--trials", "2", "--set", "recipe.epochs=1", "--out", "o[x]")
+    ran = noisebench(*argv)
+    assert (ran.code, ran.err) == (0, "")
+    assert "tiny: 3 trials of 2 methods" in ran.out
+    assert "[3/3 trials] gce #1 (q=0." in ran.out
+    assert "nothing to search; run once" in ran.out
+    assert ran.out.endswith("Next: noisebench leaderboard 'o[x]/boards/tiny/tuned.yaml' --out 'o[x]'\n")
+
+    monkeypatch.setattr(tuning, "tune", functools.partial(tune, run=run_nothing))
+    again = noisebench(*argv, "--json")
+    found = json.loads(again.out)
+    assert "tiny: 3 trials of 2 methods, 3 finished before" in again.err
+    assert [(row["label"], row["trials"], row["failed"]) for row in found["rows"]] == [("ce", 1, 0), ("gce", 2, 0)]
+    assert found["rows"][1]["own"] == {"q": 0.7}
+    assert found["rows"][1]["after"] >= found["rows"][1]["before"]
+
+    table = noisebench("leaderboard", "o[x]/boards/tiny/tuned.yaml", "--rebuild", "runs", "--out", "o[x]")
+    note = "(tuned on the noisy validation split, seed 1000: 2 trials for gce; nothing to tune in ce)"
+    assert note in " ".join(table.out.split())
+    clash = noisebench("leaderboard", "o[x]/boards/tiny/tuned.yaml", "--rebuild", "runs", "--seeds", "1000")
+    assert clash.err == "error: tuned.yaml: seeds: 1000 is the seed that this board was tuned on; give others\n"
+
+
+def test_tune_ends_with_1_where_a_method_has_no_trial_that_ran_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from noisebench import tuning
+
+    def failing(cells: list[Any], place: Any, jobs: int, idle: Any, more: Any) -> Any:
+        for cell in cells:
+            yield cell, {"status": "failed", "reason": "it [broke]"}
+            assert not more()
+
+    monkeypatch.setattr(tuning, "tune", functools.partial(tuning.tune, run=failing))
+    Path("tiny.yaml").write_text(BOARD)
+    ran = noisebench("tune", "tiny.yaml", "--search", "q=0.5:0.9", "--trials", "2", "--methods", "gce")
+    assert ran.code == 1
+    assert "failed gce #1" in ran.out
+    assert "2 (2 failed)" in ran.out
+    assert "Next:" not in ran.out
+    assert not list(Path().rglob("tuned.yaml"))
+    assert ran.err == "error: every trial of gce failed; the first: digits / symmetric 40% (excl. true): it [broke]\n"
+
+
+def test_ctrl_c_says_how_far_tuning_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from noisebench import tuning
+
+    def stopped(cells: list[Any], place: Any, jobs: int, idle: Any, more: Any) -> Any:
+        yield cells[0], {"status": "failed", "reason": "x"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "tune", functools.partial(tuning.tune, run=stopped))
+    ran = noisebench("tune", "--search", "gce.q=0.1:1.0", "--methods", "gce", "--set", "noise=[{kind: none}]")
+    assert ran.code == 130
+    assert ran.out.endswith("Stopped with 1/20 trials, 1 failed. The same command goes on from there.\n")
+
+
+def test_help_needs_no_optuna() -> None:
+    code = "import sys, noisebench.cli as cli; cli.app(['tune', '--help'], standalone_mode=False)"
+    code += "; sys.exit(bool({'optuna', 'torch', 'mlflow'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 # ---------------------------------------------------------------------------------------------------------- errors
 
 
@@ -249,7 +336,7 @@ LABELS = ("inject", "--out", "o", "--noise", "file", "--option")
         (("run", "--method", "mixupp"), "did you mean mixup?"),
         (("run", "--method", "gce", "--hparam", "q=2"), "hparams.q: 2: should be less than or equal to 1"),
         (("run", "--method", "gce", "--hparam", "qq=0.5"), "hparams 'qq' is unknown; did you mean q?"),
-        (("run", "--dataset", "digit"), "did you mean digits?"),
+        (("run", "--dataset", "digit"), "did you mean digits"),
         (("run", "--noise", "symetric"), "did you mean symmetric"),
         (("run", "--set", "recipe.epoch=3"), "did you mean recipe.epochs"),
         (("run", "--set", "recipe.epochs"), "expected KEY=VALUE"),
@@ -266,7 +353,17 @@ LABELS = ("inject", "--out", "o", "--noise", "file", "--option")
         (("leaderboard", "--methods", " , "), "--methods: no row is named"),
         (("leaderboard", "--seeds", "0,x"), "seeds.1: 'x'"),
         (("leaderboard", "--seeds", "0,0"), "seeds: '0' is listed twice"),
-        (("inject", "--out", "o", "--dataset", "digit"), "did you mean digits?"),
+        (("tune", "--methods", "ce"), "ce search nothing by themselves; give --search METHOD.KEY=LOW:HIGH, say"),
+        (("tune", "--search", "gce.q=1:0.5"), "--search gce.q=1:0.5: range 1:0.5: the low end must be below the high"),
+        (
+            ("tune", "--search", "gce.q=0.5:3"),
+            "search of 'gce', q in 0.5:3.0: hparams.q: 3.0: should be less than or equal",
+        ),
+        (("tune", "--search", "gce.qq=0:1"), "setting 'qq' is unknown; did you mean q"),
+        (("tune", "--search", "gce.q"), "expected KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=[a, b, c]"),
+        (("tune", "--search", "gce.q=0.1:1", "--seed", "1"), "--seed 1 is one of the board's seeds"),
+        (("tune", "--search", "gce.q=0.1:1", "--set", "recipe.validation=0"), "tuning needs a noisy validation split"),
+        (("inject", "--out", "o", "--dataset", "digit"), "did you mean digits"),
         (("inject", "--out", "o", "--dataset", "cifar10", "--rate", "0.4"), "set --data-root or NOISEBENCH_DATA"),
         (("inject", "--out", "o"), "rate: missing"),
         (("inject", "--out", "o", "--rate", "nan"), "rate"),

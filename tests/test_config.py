@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from noisebench import config, registry
 from noisebench.config import Benchmark, build, check_names, load_benchmark, override, parse_yaml
 from noisebench.errors import UserError
+from noisebench.reading import to_yaml
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -54,7 +55,7 @@ def test_a_board_is_methods_by_datasets_by_noise_by_seeds() -> None:
     ("changes", "says"),
     [
         ({"methods": ["mixupp"]}, "small.yaml: methods[0]: method 'mixupp' is unknown; did you mean mixup?"),
-        ({"datasets": ["digit"]}, "small.yaml: datasets[0]: dataset 'digit' is unknown; did you mean digits?"),
+        ({"datasets": ["digit"]}, "small.yaml: datasets[0]: dataset 'digit' is unknown; did you mean digits"),
         ({"sedes": [1]}, "key 'sedes' is unknown; did you mean seeds"),
         ({"recipe": {"batch-size": 3}}, "key 'recipe.batch-size' is unknown; did you mean recipe.batch_size"),
         ({"recipe": {"epochs": True}}, "recipe.epochs: True: should be a valid integer"),
@@ -206,6 +207,67 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError):
         load_benchmark(str(tmp_path / "bytes.yaml"))
+
+
+TUNED: dict[str, Any] = {
+    "trials": 20,
+    "seed": 1000,
+    "objective": "o",
+    "rows": {
+        "ce": {"trials": 1, "method": "ce", "hparams": {}},
+        "gce (q=0.5)": {
+            "trials": 20,
+            "before": 0.5,
+            "after": 0.6,
+            "search": {"q": "0:1"},
+            "method": "gce",
+            "hparams": {"q": 0.5},
+        },
+    },
+}
+
+
+def test_a_tuned_board_says_so_and_its_cells_are_those_of_any_other() -> None:
+    plain, tuned = small(), small(tuned=TUNED)
+    assert plain.tuned is None
+    assert [c.fingerprint() for c in tuned.cells()] == [c.fingerprint() for c in plain.cells()]
+    note = "(tuned on the noisy validation split, seed 1000: 20 trials for gce (q=0.5); nothing to tune in ce)"
+    assert tuned.title == f"small {note}"
+    assert small(tuned=TUNED, title=f"T {note} of mine").title == f"T {note} of mine"
+    assert tuned.retitled("seeds=[7]").title == f"small {note} (changed: seeds=[7])"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seeds": [0, 1000]}, "seeds: 1000 is the seed that this board was tuned on"),
+        ({"methods": ["ce", "mixup"]}, "methods: 'mixup' is no tuned row"),
+        (
+            {"methods": ["ce", {"name": "gce", "hparams": {"q": 0.6}, "label": "gce (q=0.5)"}]},
+            "methods: 'gce (q=0.5)' is gce {'q': 0.6}, but tuning chose gce {'q': 0.5}; put that back",
+        ),
+        ({"tuned": TUNED | {"trials": 30}}, "rows: 'gce (q=0.5)' has 20 trials, but tuned.trials is 30"),
+        ({"tuned": TUNED | {"trials": 0}}, "tuned.trials: 0: should be greater than or equal to 1"),
+        ({"tuned": {"trials": 3}}, "tuned.seed: is missing"),
+    ],
+)
+def test_a_board_that_is_not_what_was_tuned_is_refused(changes: dict[str, Any], says: str) -> None:
+    assert says in error_of(**{"tuned": TUNED} | changes)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(PLAIN)
+@example("\x85")
+@example(["1e-3", "1e5", ".5E+2", "null", "yes", "0x1", 1e-5, "a: b", "é\u2028"])
+def test_what_is_written_as_yaml_is_read_as_it_was(data: Any) -> None:
+    assert parse_yaml(to_yaml({"x": data}), "x") == {"x": data}
 
 
 # ---------------------------------------------------------------------------- thousands of broken configurations

@@ -229,3 +229,18 @@ def test_a_plug_ins_code_is_that_of_its_whole_package(install: Install) -> None:
         (site / "plug_k" / file).write_text(text)
         seen.append(code())
     assert len(set(seen)) == 3
+
+
+def test_defaults_of_settings_are_inherited_within_a_file(house: Path) -> None:
+    (house / "methods" / "family.py").write_text(
+        "class Base:\n    class Hparams:\n        rate: float = 0.5\n        size: int = 3\n"
+        "class Inherits(Base):\n    name = 'inherits'\n"
+        "class Extends(Base):\n    name = 'extends'\n    class Hparams(Base.Hparams):\n        size: int = 4\n"
+        "class Replaces(Base):\n    name = 'replaces'\n    class Hparams:\n        other: int = 1\n"
+    )
+    found = {name: entry.defaults for name, entry in registry.methods().entries.items()}
+    assert found == {
+        "inherits": {"rate": 0.5, "size": 3},
+        "extends": {"rate": 0.5, "size": 4},
+        "replaces": {"other": 1},
+    }

@@ -1,0 +1,82 @@
+"""What the commands share: their options, the terminal, how they end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from noisebench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from noisebench.config import Benchmark, MethodSpec
+
+
+def completes(what: str) -> Any:
+    """Completes the names of one kind in a shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        from noisebench import registry
+
+        known = registry.benchmarks() if what == "benchmark" else getattr(registry, f"{what}s")().entries
+        return [name for name in known if name.startswith(incomplete)]
+
+    return complete
+
+
+Out = Annotated[Path, typer.Option("--out", help="Where runs, tables and the MLflow store are written.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Datasets in torchvision's layout.", envvar="NOISEBENCH_DATA", show_envvar=True),
+]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision download a dataset that is missing.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the benchmark, e.g. --set recipe.epochs=30."),
+]
+Methods = Annotated[str | None, typer.Option("--methods", help="Only these rows, by commas.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", help="Cells at once; the CPU cores by default.", min=1)]
+DEFAULT_OUT = Path("noisebench-runs")
+
+
+def rows_named(config: Benchmark, names: str) -> tuple[MethodSpec, ...]:
+    """The board's rows of these labels or methods; a label may hold commas, so that its method's name serves too."""
+    chosen: dict[str, MethodSpec] = {}
+    for name in filter(None, map(str.strip, names.split(","))):
+        found = {row.label: row for row in config.methods if name in (row.label, row.name)}
+        if not found:
+            raise unknown("--methods: row", name, {known for row in config.methods for known in (row.label, row.name)})
+        chosen |= found
+    if not chosen:
+        raise UserError("--methods: no row is named; give rows by commas, e.g. --methods ce,gce")
+    return tuple(chosen.values())
+
+
+def console(stderr: bool = False) -> Console:
+    """A terminal to write to."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the command with one line on standard error."""
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def stop_like_ctrl_c() -> None:
+    """Make SIGTERM a KeyboardInterrupt."""
+
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)

@@ -1,0 +1,44 @@
+"""What a fingerprint is made of: digests of plain data, of the code of methods and datasets, of files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from noisebench import registry
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain data; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def dataset_code(name: str) -> list[str]:
+    """A dataset's name and code."""
+    return [name, registry.datasets()[name].code()]
+
+
+def method_code(name: str, hparams: Mapping[str, Any]) -> list[str]:
+    """The method's code, and that of every method that its settings name (an ensemble's member)."""
+    known = registry.methods().entries
+    return [registry.methods()[name].code(), *(known[n].code() for n in _strings(hparams) if n in known)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(inner)
+
+
+def files_in(options: Mapping[str, Any]) -> dict[str, str]:
+    """Content hashes of the files that options name (a T or labels from a file)."""
+    found = {}
+    for key, value in options.items():
+        if isinstance(value, str) and Path(value).is_file():
+            found[key] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    return found
