@@ -255,6 +255,37 @@ class Sender(Outbox):
         super().__init__(out, board, lambda description: Store(uri, out, description), lambda: _identity(uri))
 
 
+# ------------------------------------------------------------------------------------------- what is found out later
+
+
+def log_files(uri: str, files: Sequence[Path], folder: str, tags: dict[str, str]) -> int:
+    """Log files as artefacts of every run of a cell that bears these tags; how many such runs there are.
+
+    Several boards may have the same cell, each as a run of its own.
+
+    Args:
+        folder: within the run's artefacts.
+        tags: without their ``noisebench.``, e.g. {"fingerprint": ..., "began": ...}.
+
+    Raises:
+        UserError: the store does not answer.
+    """
+    file = _sqlite_file(uri)
+    if file is not None and not file.exists():  # MLflow would create it
+        return 0
+    try:
+        client = _client(uri, timeout=30)
+        boards = [found.experiment_id for found in client.search_experiments(filter_string="name LIKE 'noisebench/%'")]
+        where = " and ".join(f"tags.`noisebench.{key}` = '{value}'" for key, value in {**tags, "kind": "cell"}.items())
+        runs = client.search_runs(boards, where, max_results=_PAGE) if boards else []
+        for run in runs:
+            for file in files:
+                client.log_artifact(run.info.run_id, str(file), folder)
+    except Exception as error:
+        raise UserError(f"MLflow could not be written: {one_line(error)}") from error
+    return len(runs)
+
+
 # --------------------------------------------------------------------------------------------------- reading back
 
 

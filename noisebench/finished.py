@@ -1,0 +1,216 @@
+"""`FinishedRun`: a run folder as an object, with its method as it was when the training ended."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from noisebench import noise, registry
+from noisebench.assembly import MOST_CLASSES, Setup, build_method, load_dataset, make_hparams, method_class, split
+from noisebench.cell import weights_sha256
+from noisebench.config import Cell, Recipe, build
+from noisebench.errors import UserError
+from noisebench.evaluation import EVALUATION_BATCH
+from noisebench.files import data_root_from, read_json
+
+if TYPE_CHECKING:
+    from noisebench.data import ImageData
+    from noisebench.method import Method
+
+COVARIANCE_ELEMENTS = 2**24
+"""So many elements of covariance matrices are held at once, or one matrix where that is larger."""
+
+
+class FinishedRun:
+    """A run that is finished, read from its folder.
+
+    Attributes:
+        folder: where it lies; out: the folder that holds ``runs/`` and ``noise/``.
+        config, result: what its config.json and result.json hold.
+        data: its dataset; method: the trained method, in eval mode.
+        hparams: the settings of `method`.
+    """
+
+    method: Method
+
+    def __init__(
+        self, folder: Path, config: dict[str, Any], result: dict[str, Any], data: ImageData, setup: Setup
+    ) -> None:
+        """`load` makes one."""
+        self.folder, self.out = folder, folder.parent.parent
+        self.config, self.result, self.data = config, result, data
+        self.hparams: dict[str, Any] = dict(config["hparams"])
+        self.method = setup.method
+        self._setup = setup
+        self._run = setup.run
+
+    @classmethod
+    def load(cls, folder: str | Path, data_root: str | Path | None = None, accelerator: str = "auto") -> FinishedRun:
+        """Read a run folder: config.json, result.json, model.pt, and the noise beside it.
+
+        Warns in one line if the code of its method or its dataset is no longer what it was trained with.
+
+        Args:
+            folder: ``runs/...`` below the output folder of a board.
+            data_root: torchvision's layout; NOISEBENCH_DATA by default.
+            accelerator: "auto", "cpu", "cuda"; numbers repeat to the last bit on the device of the training alone.
+
+        Raises:
+            UserError: no finished run, or one whose weights, noise or data are not there or do not fit.
+        """
+        folder = Path(folder).absolute()
+        config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
+        if config is None or result is None:
+            raise UserError(f"{folder}: no finished run (config.json and result.json); give a folder of runs/")
+        if not _same_code(config):
+            warnings.warn(
+                f"{folder.name}: the code of {config['method']} or {config['dataset']}, or a file of the noise, is no "
+                "longer what this run was trained with",
+                stacklevel=2,
+            )
+        kind = method_class(config["method"])
+        hparams = make_hparams(kind, config["hparams"], f"{folder.name}: method '{config['method']}'")
+        recipe: Recipe = build(Recipe, config["recipe"], f"{folder.name}: recipe")
+        data = load_dataset(config["dataset"], data_root_from(data_root))
+        noisy = noise.load(folder.parent.parent / config["noise_folder"])
+        if noisy.labels.shape != data.train_labels.shape:
+            raise UserError(f"{folder.name}: its noise is for labels {list(noisy.labels.shape)}; the data have changed")
+        try:
+            state = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise UserError(f"{folder / 'model.pt'} cannot be read: {type(error).__name__}") from None
+        with _restoring(recipe.threads):
+            setup = Setup(kind, hparams, data, noisy.labels, recipe, config["seed"], noisy, accelerator)
+        setup.run.epoch = recipe.epochs - 1
+        run = cls(folder, config, result, data, setup)
+        run._take(setup.method, state, "its code has changed since")
+        if weights_sha256(run.method) != result["weights_sha256"]:
+            raise UserError(f"{folder / 'model.pt'} holds other weights than result.json names")
+        return run
+
+    @property
+    def title(self) -> str:
+        """What it is, in one line."""
+        c = self.config
+        return f"{c['label']} on {c['dataset']}, {c['noise_label']}, seed {c['seed']}"
+
+    def predict(self, images: npt.NDArray[np.uint8] | None = None) -> Tensor:
+        """Class probabilities [N, K], as the evaluator took them after the last epoch, draws included.
+
+        Args:
+            images: uint8 [N, H, W, C]; the test set by default.
+        """
+        with self._evaluating():
+            if images is None:
+                return self._setup.evaluator.predict_test(self.method, self._run)[0]
+            torch.manual_seed(0)
+            loader, step = self._setup.evaluator.test, EVALUATION_BATCH
+            parts = [loader.normalised(images[i : i + step]) for i in range(0, len(images), step)]
+            return torch.cat([self.method.predict(x).float() for x in parts])
+
+    def metrics(self) -> dict[str, float]:
+        """The test metrics; under the run's own settings they are the ``last`` of its result.json."""
+        with self._evaluating():
+            evaluator = self._setup.evaluator
+            return evaluator.score(*evaluator.predict_test(self.method, self._run))
+
+    def covariances(self, indices: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions [B] in the test set and their covariance matrices [B, K, K], few at a time.
+
+        Args:
+            indices: positions, int64 [n]; the whole test set by default.
+
+        Raises:
+            UserError: the method offers no covariance.
+        """
+        size = max(1, min(EVALUATION_BATCH, COVARIANCE_ELEMENTS // self.data.num_classes**2))
+        batches = self._setup.evaluator.test.batches(
+            indices, augment=False, shuffle=False, batch_size=size, order_seed=0, augment_seed=0
+        )
+        for batch in batches:
+            with self._evaluating():
+                found = self.method.covariance(batch.x)
+            if found is None:
+                raise UserError(f"{self.config['method']} offers no covariance of its noise (Method.covariance)")
+            yield batch.index, found
+
+    def with_settings(self, **hparams: Any) -> FinishedRun:
+        """The same weights under other settings of the method.
+
+        Raises:
+            UserError: an unknown setting, a wrong value, or one that the weights do not fit, e.g. another rank.
+        """
+        cls, changes = type(self.method), ", ".join(f"{key}={value}" for key, value in hparams.items())
+        settings = make_hparams(cls, {**self.hparams, **hparams}, f"method '{self.config['method']}'")
+        other, data, recipe = copy.copy(self), self.data, build(Recipe, self.config["recipe"], "recipe")
+        transition = None
+        if cls.needs_with(settings) and data.num_classes <= MOST_CLASSES:
+            transition = torch.from_numpy(np.array(noise.load(self.out / self.config["noise_folder"]).transition))
+        with _restoring(recipe.threads):
+            num_train = len(split(len(data.train_labels), recipe, self.config["seed"])[0])
+            about = data.num_classes, num_train, data.image_shape
+            made = build_method(cls, settings, recipe, self.config["seed"], *about, transition, data.multilabel)
+        made.to(self._run.device)
+        if recipe.channels_last:
+            made.to(memory_format=torch.channels_last)
+        other._take(made, self.method.state_dict(), f"they were not learned under {changes}")
+        other.hparams = {**self.hparams, **hparams}
+        return other
+
+    def _take(self, method: Method, state: Mapping[str, Any], reason: str) -> None:
+        try:
+            method.load_state_dict(state)
+        except RuntimeError as error:
+            first = " ".join(str(error).split(":", 1)[-1].split()).split(". ")[0].rstrip(".")[:160]
+            raise UserError(f"{self.folder.name}: the weights do not fit, {reason}: {first}") from None
+        self.method = method.eval()
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """As the training loop evaluates; neither the threads nor the global generators notice."""
+        with _restoring(self.config["recipe"]["threads"]), torch.no_grad(), self._run.autocast():
+            yield
+
+
+@contextmanager
+def _restoring(threads: int) -> Iterator[None]:
+    """So many threads, on whose number bits depend; they and the global generators are put back."""
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _same_code(config: dict[str, Any]) -> bool:
+    """Whether the cell that config.json describes has the fingerprint that it has there.
+
+    config.json has the settings as the method took them: a float with no fraction may have been written as an int.
+    """
+    known, spec = registry.methods()[config["method"]].defaults, dict(config["noise"])
+    if isinstance(spec.get("mapping"), dict):  # JSON made texts of its classes
+        spec["mapping"] = {int(key): value for key, value in spec["mapping"].items()}
+    about = {key: config[key] for key in ("dataset", "seed", "recipe")} | {"noise": spec}
+    given = {key: value for key, value in config["hparams"].items() if key in known}
+    whole = [key for key, value in given.items() if isinstance(value, float) and value.is_integer()]
+    rest = {key: value for key, value in config["hparams"].items() if key not in known}
+    for as_int in itertools.product((False, True), repeat=min(len(whole), 8)):
+        written = given | {key: int(given[key]) for key, flag in zip(whole, as_int, strict=False) if flag}
+        for hparams in (written, written | rest):  # what is in neither is a default that only the class knows
+            method = {"name": config["method"], "hparams": hparams}
+            cell: Cell = build(Cell, {"method": method, **about}, "config.json")
+            if cell.fingerprint() == config["fingerprint"]:
+                return True
+    return False
