@@ -124,7 +124,10 @@ class Run:
         if loss.ndim:
             raise TrainingFailed(f"the loss must be a scalar, not of shape {tuple(loss.shape)}")
         self.optimizer.zero_grad(set_to_none=True)
-        self._fabric.backward(loss)
+        # Each operation goes back in the precision in which it came. Inside the region of autocast, what a method did
+        # in float32 would have its gradient in bfloat16.
+        with torch.autocast(self.device.type, enabled=False):
+            self._fabric.backward(loss)
         if self._recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)
         self.optimizer.step()

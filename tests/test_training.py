@@ -257,6 +257,22 @@ def test_bf16_runs_and_predicts_in_float32() -> None:
     assert all(p.dtype == torch.float32 for p in setup.method.parameters())
 
 
+def test_what_is_done_in_float32_under_bf16_has_its_gradient_in_float32() -> None:
+    class Island(Plain):
+        def loss(self, batch: Batch, run: Run) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return nn.functional.linear(
+                    batch.x.flatten(1), self.net[0].layers[0].weight.flatten(1)[:1, :1].expand(1, 64)
+                ).mean()
+
+    setup = setup_of(Island, precision="bf16-mixed")
+    batch = next(setup.run.loader(augment=False, shuffle=False))
+    with setup.run.autocast():
+        setup.run.optimize(setup.method.loss(batch, setup.run))
+    gradient = setup.method.net[0].layers[0].weight.grad.flatten()[0]
+    assert float(gradient) == pytest.approx(float(batch.x.double().flatten(1).sum(1).mean()), rel=1e-5)
+
+
 def test_a_streaming_run_ends_in_the_weights_of_a_resident_one() -> None:
     resident, streaming = trained(loader="resident"), trained(loader="streaming", workers=0)
     for a, b in zip(resident.method.state_dict().values(), streaming.method.state_dict().values(), strict=True):
