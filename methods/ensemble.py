@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from noisebench.assembly import make_hparams, method_class
-from noisebench.method import Batch, Method, MethodName, Task
+from noisebench.method import Batch, Choice, Method, MethodName, Range, Task
 from noisebench.training import Run
 
 
@@ -18,6 +18,7 @@ class Ensemble(Method):
 
     name = "ensemble"
     paper = "Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation, NeurIPS 2017"
+    multilabel = True
 
     members: nn.ModuleList
 
@@ -40,13 +41,24 @@ class Ensemble(Method):
     @classmethod
     def needs_with(cls, hparams: Any) -> tuple[str, ...]:
         """What the members need."""
-        member = method_class(hparams.member)
-        return member.needs_with(make_hparams(member, hparams.settings, f"ensemble's member '{hparams.member}'"))
+        member, settings = _member_of(hparams)
+        return member.needs_with(settings)
+
+    @classmethod
+    def multilabel_with(cls, hparams: Any) -> bool:
+        """Whether the members take several labels an image."""
+        member, settings = _member_of(hparams)
+        return member.multilabel_with(settings)
+
+    @classmethod
+    def search_with(cls, hparams: Any) -> dict[str, Range | Choice]:
+        """What is searched of the members, all of which get the same settings."""
+        member, settings = _member_of(hparams)
+        return {f"settings.{key}": values for key, values in member.search_with(settings).items()}
 
     def build(self, task: Task) -> None:
         """Members one after the other, so that each draws its own initial weights."""
-        member = method_class(self.hparams.member)
-        settings = make_hparams(member, self.hparams.settings, f"ensemble's member '{self.hparams.member}'")
+        member, settings = _member_of(self.hparams)
         self.members = nn.ModuleList(member(settings) for _ in range(self.hparams.size))
         for each in self._members():
             each.build(task)
@@ -83,6 +95,16 @@ class Ensemble(Method):
     def transition(self) -> Tensor | None:
         """The mean of the members' T, where they have one."""
         return _mean([member.transition() for member in self._members()])
+
+    def covariance(self, x: Tensor) -> Tensor | None:
+        """The mean of the members' covariances, where they have one."""
+        return _mean([member.covariance(x) for member in self._members()])
+
+
+def _member_of(hparams: Any) -> tuple[type[Method], Any]:
+    """The members' class and their settings, checked."""
+    member = method_class(hparams.member)
+    return member, make_hparams(member, hparams.settings, f"ensemble's member '{hparams.member}'")
 
 
 def _mean(values: list[Tensor | None]) -> Tensor | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .errors import UserError
 
 IntArray = NDArray[np.int64]
+LabelArray = NDArray[np.integer[Any]]  # int64 [N], or uint8 [N, K] where a sample has several labels
 FloatArray = NDArray[np.float64]
 
 UNREADABLE = (
@@ -59,10 +60,7 @@ def check_labels(labels: object, num_classes: int | None, name: str = "labels") 
         num_classes: K; None where it is not known yet (then no upper bound).
         name: what an error calls them.
     """
-    try:
-        array = np.asarray(labels)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: cannot be read as an array of integers ({error})") from None
+    array = _as_array(labels, name)
     if array.ndim != 1:
         raise UserError(f"{name}: shape {array.shape} is not [N]; one integer for each sample is needed")
     if array.size == 0:
@@ -75,6 +73,37 @@ def check_labels(labels: object, num_classes: int | None, name: str = "labels") 
         allowed = "0 or more" if num_classes is None else f"in 0..{num_classes - 1} for {num_classes} classes"
         raise UserError(f"{name}: index {first} has class {array[first]}; it must be {allowed}")
     return array.astype(np.int64) if array.dtype == np.uint64 else array  # uint64 and int64 would mix to float64
+
+
+def check_any_labels(labels: object, num_classes: int, name: str = "labels") -> NDArray[Any]:
+    """`labels` as `check_labels` or, where they are [N, K], as `check_multihot` gives them."""
+    array = _as_array(labels, name)
+    return check_multihot(array, num_classes, name) if array.ndim == 2 else check_labels(array, num_classes, name)
+
+
+def _as_array(labels: object, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(labels)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: cannot be read as an array of integers ({error})") from None
+
+
+def check_multihot(labels: NDArray[Any], num_classes: int | None, name: str = "labels") -> NDArray[np.uint8]:
+    """`labels` [N, K] of 0 and 1, an integer type or bool, as uint8; where `num_classes` is given, K must be it."""
+    if labels.ndim != 2 or num_classes not in (None, labels.shape[1]):
+        raise UserError(
+            f"{name}: shape {labels.shape} is not [N], one integer for each sample, nor [N, "
+            f"{'K' if num_classes is None else num_classes}], a 0 or 1 for each of its classes"
+        )
+    if labels.size == 0:
+        raise UserError(f"{name}: empty; at least one label is needed")
+    if labels.dtype.kind not in "iub":
+        raise UserError(f"{name}: dtype {labels.dtype} is not an integer type; 0 and 1 are needed")
+    bad = (labels != 0) & (labels != 1)
+    if bad.any():
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+        raise UserError(f"{name}: entry [{row}, {column}] is {labels[row, column]}; multi-hot labels are 0 or 1")
+    return labels.astype(np.uint8, copy=False)
 
 
 def check_matrix(matrix: object, num_classes: int | None, name: str = "T") -> FloatArray:
@@ -124,7 +153,7 @@ def read_matrix(path: Path) -> NDArray[Any]:
 
 
 def read_labels(path: Path) -> NDArray[Any]:
-    """The labels [N] in a .npy file, as `labels` in a .npz, or one a line in a .txt or .csv (header or none)."""
+    """The labels [N], or [N, K], in a .npy file or as `labels` in a .npz; [N] as one a line in a .txt or .csv."""
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz"):
         return _load(path)
@@ -132,7 +161,9 @@ def read_labels(path: Path) -> NDArray[Any]:
         header = suffix == ".csv" and not _is_number(file.readline())
     table = _read_text(path, skip=int(header))
     if table.shape[1] != 1:
-        raise UserError(f"path: '{path}' has {table.shape[1]} columns; one label a line is needed")
+        raise UserError(
+            f"path: '{path}' has {table.shape[1]} columns; one label a line is needed (multi-hot: .npy or .npz)"
+        )
     values = table[:, 0]
     # Through float64, because NumPy would cut 3.5 down to 3; a class number is exact in it.
     whole = np.isfinite(values) & (values == np.floor(values))

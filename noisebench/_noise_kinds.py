@@ -38,7 +38,10 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a draw: true labels [N] (any integer dtype), rate (0 where there is none), options; checked."""
+    """What is asked of a draw: true labels [N] (any integer dtype), rate (0 where there is none), options; checked.
+
+    Multi-hot labels come flattened, with `num_classes` 2; `shape` is that of the labels before.
+    """
 
     labels: NDArray[Any]
     rate: float
@@ -46,14 +49,19 @@ class Asked:
     num_classes: int
     seed: int
     features: object = None
+    shape: tuple[int, ...] = ()
 
 
 class Kind(ABC):
-    """A kind of label noise. `options` maps each option it takes to a line of help; `summary` is a line of help."""
+    """A kind of label noise. `options` maps each option it takes to a line of help; `summary` is a line of help.
+
+    `per_entry`: whether it can be drawn for each entry of multi-hot labels by itself.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[Mapping[str, str]] = {}
+    per_entry: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return self.summary
@@ -214,6 +222,12 @@ class Asymmetric(_Replacing):
                 raise UserError(f"mapping: class {source} maps to itself; leave out classes that stay clean")
             mapping[source] = to
         return value, {"mapping": dict(sorted(mapping.items()))}
+
+    def describe(self, rate: object, options: Mapping[str, Any]) -> str:
+        text, given = super().describe(rate, options), options.get("mapping")
+        # Of multi-hot labels there are these two, missing and false: a board may hold both.
+        told = {f"{source} to {to}" for source, to in given.items()} if isinstance(given, Mapping) else set()
+        return f"{text} ({told.pop()})" if told in ({"1 to 0"}, {"0 to 1"}) else text
 
     def matrix(self, rate: float, options: Options, num_classes: int) -> FloatArray:
         matrix = np.eye(num_classes)

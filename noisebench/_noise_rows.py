@@ -130,6 +130,7 @@ class Instance(Kind):
 
     name = "instance"
     summary = "by the sample's own features (Xia et al. 2020); needs features"
+    per_entry = False
 
     def resolve(self, rate: object, options: Mapping[str, Any], num_classes: int | None) -> Resolved:
         value = checks.check_rate(rate, self.name)
@@ -165,7 +166,7 @@ class File(Kind):
     name = "file"
     summary = "noisy labels from a file, e.g. human ones"
     options: ClassVar[Mapping[str, str]] = {
-        "path": "required: .npy, .npz (array 'labels'), .txt or .csv (a label a line)"
+        "path": "required: .npy, .npz (array 'labels'), .txt or .csv (a label a line); multi-hot [N, K]: .npy or .npz"
     }
 
     def resolve(self, rate: object, options: Mapping[str, Any], num_classes: int | None) -> Resolved:
@@ -173,7 +174,10 @@ class File(Kind):
         if options.get("path") is None:
             raise UserError("path: missing; noise 'file' needs the path of a .npy, .npz, .txt or .csv file of labels")
         path = checks.check_path(options["path"], "path", (".npy", ".npz", ".txt", ".csv"))
-        labels = checks.check_labels(checks.read_labels(path), num_classes, f"path: '{path}'")
+        labels, name = checks.read_labels(path), f"path: '{path}'"
+        if labels.ndim == 2:
+            return None, {"path": str(options["path"]), "labels": checks.check_multihot(labels, None, name)}
+        labels = checks.check_labels(labels, num_classes, name)
         return None, {"path": str(options["path"]), "labels": labels}
 
     def describe(self, rate: object, options: Mapping[str, Any]) -> str:
@@ -184,10 +188,13 @@ class File(Kind):
 
     def draw(self, asked: Asked) -> Drawn:
         noisy = asked.options["labels"].astype(np.int64)
-        if len(noisy) != len(asked.labels):
-            raise UserError(
-                f"path: '{asked.options['path']}' has {len(noisy)} labels, but the data set has {len(asked.labels)}"
+        if noisy.shape != asked.shape:
+            found, wanted = (
+                str(shape[0]) if noisy.ndim == len(asked.shape) == 1 else str(list(shape))
+                for shape in (noisy.shape, asked.shape)
             )
+            raise UserError(f"path: '{asked.options['path']}' has {found} labels, but the data set has {wanted}")
+        noisy = noisy.reshape(-1)
         counted = None
         if asked.num_classes <= SMALL:
             counted = count_transitions(asked.labels, noisy, asked.num_classes)

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from noisebench import noise, registry
 from noisebench.config import Cell, Noise, Recipe, explain, slugify
-from noisebench.data import Augmentation, ImageData, Images, Loader, make_loader
+from noisebench.data import Augmentation, ImageData, Images, Labels, Loader, make_loader
 from noisebench.errors import BrokenPlugin, UserError, unknown
 from noisebench.evaluation import Evaluator
 from noisebench.files import read_json
@@ -82,11 +81,16 @@ def make_noise(spec: Noise, data: ImageData, seed: int) -> noise.NoisyLabels:
     """Noisy labels for the whole training set, under the kind's own seed where it has one.
 
     An asymmetric kind without a mapping takes the dataset's own.
+
+    Raises:
+        UserError: the kind or its options do not fit the dataset.
     """
     seed = seed if spec.seed is None else spec.seed
     options = spec.options
     if spec.kind == "asymmetric":
         options.setdefault("mapping", data.class_map)
+        if not options["mapping"] and data.multilabel:
+            raise UserError("noise asymmetric: give mapping: {1: 0} for labels that go missing, {0: 1} for false ones")
         if not options["mapping"]:
             raise UserError("noise asymmetric: this dataset publishes no class map; give mapping: {true: wrong, ...}")
     features = np.asarray(data.train_images) if spec.kind == "instance" else None
@@ -116,9 +120,10 @@ def stored_noise(cell: Cell, data: ImageData, out: Path) -> tuple[noise.NoisyLab
 
 def draw_noise(noisy: noise.NoisyLabels, data: ImageData, folder: Path) -> None:
     """Draw T asked beside T realised into ``folder/transition.png``, up to 100 classes: more show nothing."""
-    if data.num_classes <= 100:
+    if noisy.states <= 100:
         realised = noisy.realised_transition(data.train_labels)
-        noise.draw_transition(noisy.transition, realised, folder / "transition.png", data.classes)
+        names = ("absent", "present") if data.multilabel else data.classes
+        noise.draw_transition(noisy.transition, realised, folder / "transition.png", names)
 
 
 def split(num: int, recipe: Recipe, seed: int) -> tuple[Tensor, Tensor]:
@@ -140,7 +145,7 @@ class Setup:
 
     Args:
         cls: the method's class; hparams: its settings.
-        data: the dataset; labels: noisy labels of its whole training set, int64 [N].
+        data: the dataset; labels: noisy labels of its whole training set, of the clean ones' shape and type.
         recipe: how to train; seed: of the run.
         noisy: what is known of the noise, for the evaluator and for methods that need T.
     """
@@ -150,7 +155,7 @@ class Setup:
         cls: type[Method],
         hparams: Any,
         data: ImageData,
-        labels: NDArray[np.int64],
+        labels: Labels,
         recipe: Recipe,
         seed: int,
         noisy: noise.NoisyLabels | None = None,
@@ -162,7 +167,7 @@ class Setup:
             raise UserError(f"only {len(train_at)} training images are left; lower recipe.validation")
         augmentation = Augmentation(padding=recipe.padding, flip=recipe.flip, mean=data.mean, std=data.std)
 
-        def loader(images: Images, y: NDArray[np.int64], at: Tensor | None = None) -> Loader:
+        def loader(images: Images, y: Labels, at: Tensor | None = None) -> Loader:
             return make_loader(
                 images,
                 torch.from_numpy(y if at is None else y[at.numpy()]),
@@ -177,9 +182,10 @@ class Setup:
         train_loader = loader(data.train_images, labels, train_at)
         wrong = torch.from_numpy((labels != data.train_labels)[train_at.numpy()])
         known = None
-        if noisy is not None and data.num_classes <= MOST_CLASSES:
+        if noisy is not None and noisy.states <= MOST_CLASSES:
             known = torch.from_numpy(np.array(noisy.transition))
-        self.method = build_method(cls, hparams, recipe, seed, data.num_classes, len(train_at), data.image_shape, known)
+        about = data.num_classes, len(train_at), data.image_shape
+        self.method = build_method(cls, hparams, recipe, seed, *about, known, data.multilabel)
         self.method.to(fabric.device)
         if recipe.channels_last:
             self.method.to(memory_format=torch.channels_last)
@@ -199,6 +205,21 @@ class Setup:
         train(self.run, self.method, self.evaluator, journal, state)
 
 
+def check_several(cls: type[Method], hparams: Any, dataset: str) -> None:
+    """Refuse a method that takes one label an image, for a dataset whose images may have several.
+
+    Raises:
+        UserError: with the methods that take several.
+    """
+    if not cls.multilabel_with(hparams):
+        able = [name for name, entry in registry.methods().entries.items() if entry.constants.get("multilabel") is True]
+        so_set = " under these settings" if cls.multilabel else ""
+        raise UserError(
+            f"method '{cls.name}'{so_set} is for one label an image, and {dataset} has several; methods that take "
+            f"several: {', '.join(able)}"
+        )
+
+
 def build_method(
     cls: type[Method],
     hparams: Any,
@@ -208,8 +229,15 @@ def build_method(
     num_train: int,
     image_shape: tuple[int, int, int],
     transition: Tensor | None = None,
+    multilabel: bool = False,
 ) -> Method:
-    """A method with its networks, on the CPU, its weights from the stream "init" alone."""
+    """A method with its networks, on the CPU, its weights from the stream "init" alone.
+
+    Raises:
+        UserError: it needs what is not there, or takes no multilabel task.
+    """
+    if multilabel:
+        check_several(cls, hparams, "this dataset")
 
     def backbone() -> nn.Module:
         made = make_backbone(recipe.backbone, image_shape, **recipe.backbone_options)
@@ -235,6 +263,7 @@ def build_method(
             feature_dim=feature_dim,
             make_backbone=backbone,
             given=given,
+            multilabel=multilabel,
         )
     )
     return method

@@ -116,19 +116,25 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
     """
     import torch
 
-    from noisebench.assembly import load_dataset, make_hparams, method_class
+    from noisebench.assembly import check_several, load_dataset, make_hparams, method_class
     from noisebench.nn import make_backbone
 
+    rows = []
     for i, spec in enumerate(benchmark.methods):
         with suppress(BrokenPlugin):  # its cells fail with the reason, the others go on
             cls = method_class(spec.name)
-            cls.needs_with(make_hparams(cls, spec.hparams, f"{benchmark.name}: methods[{i}] '{spec.name}'"))
-    problems = []
+            hparams = make_hparams(cls, spec.hparams, f"{benchmark.name}: methods[{i}] '{spec.name}'")
+            cls.needs_with(hparams)
+            rows.append((cls, hparams))
+    problems, several = [], ""
     for name in benchmark.datasets:
         try:
-            load_dataset(name, place.data_root, place.download)
+            if load_dataset(name, place.data_root, place.download).multilabel:
+                several = several or name
         except UserError as error:
             problems.append(error)
+    for cls, hparams in rows if several else ():
+        check_several(cls, hparams, f"dataset '{several}'")
     load_dataset.cache_clear()
     if len(problems) == len(benchmark.datasets):  # else the cells of those that are missing fail, the others go on
         raise problems[0]

@@ -25,6 +25,7 @@ from noisebench.assembly import Setup, load_dataset, make_hparams, method_class,
 from noisebench.config import Cell
 from noisebench.errors import TrainingFailed, UserError
 from noisebench.files import read_json, write_json
+from noisebench.metrics import SCORES, score_of
 
 
 def weights_sha256(method: nn.Module) -> str:
@@ -37,17 +38,21 @@ def weights_sha256(method: nn.Module) -> str:
 
 
 def summarise(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The three numbers of a run, always apart: last, selected (best noisy validation epoch), best (oracle)."""
+    """The three numbers of a run, always apart: last, selected (best noisy validation epoch), best (oracle).
+
+    Best by its score: accuracy, or gAP where an image may have several labels.
+    """
+    score = score_of(name.removeprefix("test.") for name in history[-1]["metrics"])
 
     def at(line: dict[str, Any]) -> dict[str, float]:
         metrics = line["metrics"]
-        names = {"test.accuracy": "accuracy", "test.top5": "top5", "test.nll": "nll", "test.ece": "ece"}
+        names = {f"test.{k}": k for k in (*SCORES, "top5", "nll", "ece")}
         names |= {f"train.{k}": k for k in ("memorised", "noise_auc", "transition_error")}
         return {"epoch": line["epoch"]} | {short: metrics[k] for k, short in names.items() if k in metrics}
 
-    found = {"last": at(history[-1]), "best": at(max(history, key=lambda r: r["metrics"]["test.accuracy"]))}
-    if "val.accuracy" in history[-1]["metrics"]:
-        found["selected"] = at(max(history, key=lambda r: r["metrics"]["val.accuracy"]))
+    found = {"last": at(history[-1]), "best": at(max(history, key=lambda r: r["metrics"][f"test.{score}"]))}
+    if f"val.{score}" in history[-1]["metrics"]:
+        found["selected"] = at(max(history, key=lambda r: r["metrics"][f"val.{score}"]))
     return found
 
 

@@ -21,7 +21,7 @@ import torch
 from noisebench.assembly import Setup
 from noisebench.cell import weights_sha256
 from noisebench.config import Recipe, Schedule
-from noisebench.data import ImageData
+from noisebench.data import ImageData, Labels
 from noisebench.fitting import Memory
 from noisebench.method import Method
 from noisebench.noise import inject
@@ -46,16 +46,22 @@ class _Skip(Exception):
     """A check that does not apply; the message says why."""
 
 
-def sample_data() -> ImageData:
+def sample_data(multilabel: bool = False) -> ImageData:
     """A small set of noise images, each class with a bright row of its own: 96 to train, 40 to test."""
     draw = np.random.default_rng(stream(0, "checks"))
 
     def images(labels: Any) -> Any:
         made = draw.integers(0, 128, (len(labels), 8, 8, 1), dtype=np.uint8)
-        made[np.arange(len(labels)), 2 * labels] += 100
+        image, present = np.nonzero(labels) if multilabel else (np.arange(len(labels)), labels)
+        made[image, 2 * present] += 100
         return made
 
-    train, test = (draw.integers(0, CLASSES, n).astype(np.int64) for n in (96, 40))
+    train: Labels
+    test: Labels
+    if multilabel:
+        train, test = ((draw.random((n, CLASSES)) < 0.4).astype(np.uint8) for n in (96, 40))
+    else:
+        train, test = (draw.integers(0, CLASSES, n).astype(np.int64) for n in (96, 40))
     return ImageData(
         train_images=images(train),
         train_labels=train,
@@ -65,20 +71,24 @@ def sample_data() -> ImageData:
         classes=tuple("abcd"),
         mean=(0.25,),
         std=(0.2,),
-        class_map={0: 1},
+        class_map={} if multilabel else {0: 1},
     )
 
 
 class _Suite:
-    def __init__(self, cls: type[Method], hparams: Any) -> None:
+    def __init__(self, cls: type[Method], hparams: Any, multilabel: bool = False) -> None:
         self.cls, self.hparams = cls, hparams
-        self.data = sample_data()
-        self.noisy = inject(self.data.train_labels, "symmetric", 0.4, num_classes=CLASSES, seed=1)
+        self.data = sample_data(multilabel)
+        rate = 0.1 if multilabel else 0.4
+        self.noisy = inject(self.data.train_labels, "symmetric", rate, num_classes=CLASSES, seed=1)
+
+    @property
+    def settings(self) -> Any:
+        return self.cls.Hparams() if self.hparams is None else self.hparams
 
     def setup(self, data: ImageData | None = None) -> Setup:
-        hparams = self.cls.Hparams() if self.hparams is None else self.hparams
         labels = self.noisy.labels
-        return Setup(self.cls, hparams, data or self.data, labels, RECIPE, 7, self.noisy, "cpu")
+        return Setup(self.cls, self.settings, data or self.data, labels, RECIPE, 7, self.noisy, "cpu")
 
     def trained(self, data: ImageData | None = None, state: Any = None, keep: bool = False) -> tuple[Setup, Memory]:
         setup, journal = self.setup(data), Memory(keep)
@@ -117,6 +127,16 @@ class _Suite:
         assert bool((p >= 0).all()), "a negative probability"
         worst = float((p.sum(1) - 1).abs().max())
         assert worst < 1e-5, f"rows sum to one only within {worst:.2g}"
+
+    def intervals(self) -> None:
+        """predicts a probability in [0, 1] for each class of an image"""
+        p = self._predict(len(self.data.test_images))
+        assert p.shape == (len(self.data.test_images), CLASSES), f"shape {list(p.shape)}"
+        low, high = float(p.min()), float(p.max())
+        assert low >= 0, f"a negative probability, {low:.4g}"
+        assert high <= 1, f"a probability above one, {high:.4g}"
+        apart = float((p.sum(1) - 1).abs().max())
+        assert apart > 1e-3, "every row sums to one, as a softmax's do: several classes can be present"
 
     def groups(self) -> None:
         """has every trainable parameter in exactly one group"""
@@ -179,7 +199,8 @@ class _Suite:
             assert scores.shape == (num_train,), f"noise_scores gave {list(scores.shape)}, not [{num_train}]"
             assert bool(scores.isfinite().all()), "a noise score is not finite"
         if matrix is not None:
-            assert matrix.shape == (CLASSES, CLASSES), f"transition gave {list(matrix.shape)}"
+            side = self.noisy.states
+            assert matrix.shape == (side, side), f"transition gave {list(matrix.shape)}, not {[side, side]}"
             worst = float((matrix.sum(1) - 1).abs().max())
             assert worst < 1e-4, f"rows of transition() sum to one only within {worst:.2g}"
 
@@ -206,6 +227,8 @@ def _through_a_file(state: Any) -> Any:
 def check_method(cls: type[Method], hparams: Any = None, *, raise_on_failure: bool = True) -> list[Outcome]:
     """Run the conformance suite on a method class; a few seconds on a CPU.
 
+    What matters where an image has several labels is checked too, of a method that says it takes them.
+
     Args:
         cls: the class. hparams: settings other than the defaults.
         raise_on_failure: raise with every failed check's reason, as a test wants it.
@@ -221,7 +244,16 @@ def check_method(cls: type[Method], hparams: Any = None, *, raise_on_failure: bo
             suite.resume, suite.batch_split, suite.clean_labels, suite.state_loads, suite.optional,
         ]  # fmt: skip
         needed = {"contract", "default_constructible", "trains"}  # the rest would only repeat the same failure
-        return _run(getattr(cls, "name", "") or getattr(cls, "__name__", repr(cls)), checks, needed, raise_on_failure)
+        outcomes = _run(checks, needed)
+        if all(outcome.status != "failed" for outcome in outcomes) and cls.multilabel_with(suite.settings):
+            several = _Suite(cls, hparams, multilabel=True)
+            checks = [
+                several.trains, several.intervals, several.resume, several.batch_split, several.state_loads,
+                several.optional,
+            ]  # fmt: skip
+            outcomes += [replace(o, name=f"several labels: {o.name}") for o in _run(checks, needed)]
+        name = getattr(cls, "name", "") or getattr(cls, "__name__", repr(cls))
+        return _judged(name, outcomes, raise_on_failure)
     finally:
         torch.set_num_threads(threads)
 
@@ -237,13 +269,22 @@ def check_dataset(module: Any, root: Path | None = None, *, raise_on_failure: bo
     def loads() -> None:
         """loads an ImageData whose shapes, dtypes and labels fit"""
         found["data"] = module.load(root, download=False)
-        assert isinstance(found["data"], ImageData), f"load() gave {type(found['data']).__name__}"
+        data = found["data"]
+        assert isinstance(data, ImageData), f"load() gave {type(data).__name__}"
+        # What a board's noise is checked against before anything is loaded.
+        several = getattr(module, "MULTILABEL", False)
+        for constant, told, true in (
+            ("NUM_CLASSES", getattr(module, "NUM_CLASSES", data.num_classes), data.num_classes),
+            ("MULTILABEL", several if hasattr(module, "NUM_CLASSES") else data.multilabel, data.multilabel),
+        ):
+            assert told == true, f"{constant} is {told}, but the data's is {true}"
 
     def every_class() -> None:
         """has every class in the training and in the test labels"""
         data = found["data"]
         for which, labels in (("train", data.train_labels), ("test", data.test_labels)):
-            missing = sorted(set(range(data.num_classes)) - set(np.unique(labels).tolist()))
+            seen = np.flatnonzero(labels.any(axis=0)) if data.multilabel else np.unique(labels)
+            missing = sorted(set(range(data.num_classes)) - set(seen.tolist()))
             assert not missing, f"{which}: no sample of class {missing[0]}"
 
     def repeats() -> None:
@@ -265,10 +306,10 @@ def check_dataset(module: Any, root: Path | None = None, *, raise_on_failure: bo
         assert not fixed, f"class {fixed[0]} maps to itself"
 
     name = getattr(module, "__name__", type(module).__name__)
-    return _run(name, [loads, every_class, repeats, class_map], {"loads"}, raise_on_failure)
+    return _judged(name, _run([loads, every_class, repeats, class_map], {"loads"}), raise_on_failure)
 
 
-def _run(name: str, checks: list[Callable[[], None]], needed: set[str], raise_on_failure: bool) -> list[Outcome]:
+def _run(checks: list[Callable[[], None]], needed: set[str]) -> list[Outcome]:
     outcomes = []
     for check in checks:
         title = (check.__doc__ or check.__name__).strip()
@@ -282,6 +323,10 @@ def _run(name: str, checks: list[Callable[[], None]], needed: set[str], raise_on
             outcomes.append(Outcome(title, "failed", " ".join(reason.split())[:300]))
             if check.__name__ in needed:
                 break
+    return outcomes
+
+
+def _judged(name: str, outcomes: list[Outcome], raise_on_failure: bool) -> list[Outcome]:
     failed = [f"{o.name}: {o.detail}" for o in outcomes if o.status == "failed"]
     if failed and raise_on_failure:
         raise AssertionError(f"{name} fails {len(failed)} checks:\n" + "\n".join(failed))

@@ -1,4 +1,4 @@
-"""Data: what a dataset file returns (`ImageData`), and the loader that turns it into batches on the device.
+"""Data: the loader that turns what a dataset file returns (`ImageData`) into batches on the device.
 
 A set that fits lives on the device as uint8 and a batch is one `index_select` (resident); a larger one is read by
 DataLoader workers and moved as uint8 (streaming). Everything after that is the same code with the same draws, so both
@@ -10,9 +10,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from noisebench.augment import Augmentation, Augmenter
 from noisebench.errors import UserError, unknown
+from noisebench.image_data import ImageData, Images, ImageSource, Labels, image_shape, kind_of
 from noisebench.method import Batch
 
 __all__ = [
@@ -37,98 +37,10 @@ __all__ = [
 ]
 
 Mode = Literal["auto", "resident", "streaming"]
-Labels: TypeAlias = npt.NDArray[np.int64]
+Positions: TypeAlias = npt.NDArray[np.int64]
 
 _FLOAT_COPY_LIMIT = 256 * 2**20
 """Bytes up to which a resident set is also kept normalised, for batches without augmentation."""
-
-
-class ImageSource(Protocol):
-    """Images that do not fit into memory: any map-style object."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> npt.NDArray[np.uint8]:
-        """Image `index`: uint8 [H, W, C], the same shape for all."""
-
-
-Images: TypeAlias = npt.NDArray[np.uint8] | ImageSource
-"""uint8 [N, H, W, C], `np.memmap` included, or an `ImageSource`."""
-
-
-def image_shape(images: Images, name: str = "images") -> tuple[int, int, int]:
-    """(C, H, W) of `images`.
-
-    Raises:
-        UserError: no images, not uint8, or not [N, H, W, C]; `name` is what the message calls them.
-    """
-    if len(images) == 0:
-        raise UserError(f"{name} is empty")
-    first = np.asarray(images[0])
-    if first.dtype != np.uint8 or first.ndim != 3:
-        raise UserError(f"{name} holds {first.dtype} images of shape {list(first.shape)}; give uint8 [H, W, C]")
-    height, width, channels = first.shape
-    return channels, height, width
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ImageData:
-    """A dataset, as a dataset file's ``load(root, download=False)`` returns it.
-
-    Attributes:
-        train_images: uint8 [N, H, W, C] (`np.memmap` included), or an `ImageSource` where that does not fit.
-        train_labels: int64 [N], in 0..num_classes-1.
-        test_images: as `train_images`, of the same H, W and C.
-        test_labels: int64 [M].
-        num_classes: K.
-        classes: their K names.
-        mean: per channel, for pixels in [0, 1].
-        std: per channel, above 0.
-        class_map: the usual asymmetric noise, {true class: class it is taken for}; empty if there is none.
-
-    Raises:
-        UserError: a shape, a dtype or a class does not fit; the message names the attribute.
-    """
-
-    train_images: Images
-    train_labels: Labels
-    test_images: Images
-    test_labels: Labels
-    num_classes: int
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_map: dict[int, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        shape = image_shape(self.train_images, "train_images")
-        test_shape = image_shape(self.test_images, "test_images")
-        if shape != test_shape:
-            raise UserError(f"test_images are {test_shape} (C, H, W), but train_images are {shape}; give equal shapes")
-        if len(self.classes) != self.num_classes:
-            raise UserError(f"classes has {len(self.classes)} names; give num_classes = {self.num_classes}")
-        self._check_labels("train_labels", self.train_labels, len(self.train_images))
-        self._check_labels("test_labels", self.test_labels, len(self.test_images))
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != shape[0]:
-                raise UserError(f"{name} has {len(values)} values; give one for each of the {shape[0]} channels")
-        Augmentation(mean=self.mean, std=self.std)  # checks the values
-        strangers = {c for pair in self.class_map.items() for c in pair if not 0 <= c < self.num_classes}
-        if strangers:
-            raise UserError(f"class_map names class {min(strangers)}; give classes in 0..{self.num_classes - 1}")
-
-    def _check_labels(self, name: str, labels: Labels, count: int) -> None:
-        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (count,):
-            found = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, np.ndarray) else type(labels).__name__
-            raise UserError(f"{name} is {found}; give an int64 array [{count}], a label for each image")
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.num_classes:
-            wrong = low if low < 0 else high
-            raise UserError(f"{name} holds class {wrong}; give classes in 0..{self.num_classes - 1}")
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return image_shape(self.train_images)
 
 
 class _Resident:
@@ -146,10 +58,10 @@ class _Resident:
 class _Reader(Dataset[Tensor]):
     """Reads a batch of images at once; runs in the workers."""
 
-    def __init__(self, images: Images, positions: Labels | None) -> None:
+    def __init__(self, images: Images, positions: Positions | None) -> None:
         self.images, self.positions = images, positions
 
-    def __getitem__(self, index: Labels) -> Tensor:
+    def __getitem__(self, index: Positions) -> Tensor:
         if self.positions is not None:
             index = self.positions[index]
         if isinstance(self.images, np.ndarray):
@@ -167,9 +79,9 @@ class _Chunks(Sampler[Any]):
     """The batches of the coming epoch; replaced between epochs, because persistent workers keep their sampler."""
 
     def __init__(self) -> None:
-        self.chunks: list[Labels] = []
+        self.chunks: list[Positions] = []
 
-    def __iter__(self) -> Iterator[Labels]:
+    def __iter__(self) -> Iterator[Positions]:
         return iter(self.chunks)
 
     def __len__(self) -> int:
@@ -212,7 +124,8 @@ class _Streaming:
 class Loader:
     """Batches of a training set with its noisy labels, on the device; see `make_loader`.
 
-    Without shuffling and augmentation it serves a test set as well.
+    Without shuffling and augmentation it serves a test set as well. `labels` are kept as they were given: multi-hot
+    ones become float32 batch by batch.
     """
 
     def __init__(
@@ -263,7 +176,8 @@ class Loader:
             augment_seed: of the augmentation, whose draws are the same on every device of a kind.
 
         Yields:
-            `Batch`: x float32 [B, C, H, W], or [views, B, C, H, W]; y and index int64 [B].
+            `Batch`: x float32 [B, C, H, W], or [views, B, C, H, W]; y int64 [B], or float32 [B, K] of multi-hot
+            labels; index int64 [B].
 
         Raises:
             UserError: a size below 1, or indices that are not int64 positions in the set. Raised by the call.
@@ -302,7 +216,7 @@ class Loader:
         for chunk, images in zip(chunks, self._source.fetch(chunks), strict=True):
             draws = self.augmentation.draw(views * len(chunk), generator)
             x = self._augmenter(images.repeat(views, 1, 1, 1) if views > 1 else images, draws)
-            yield Batch(x.view(views, -1, *x.shape[1:]) if views > 1 else x, self.labels.index_select(0, chunk), chunk)
+            yield Batch(x.view(views, -1, *x.shape[1:]) if views > 1 else x, self._labels_of(chunk), chunk)
 
     def _plain(self, chunks: Sequence[Tensor], views: int) -> Iterator[Batch]:
         floats = self._normalised_set()
@@ -312,7 +226,11 @@ class Loader:
             batches = (self._as_images(floats.index_select(0, chunk)) for chunk in chunks)
         for chunk, x in zip(chunks, batches, strict=True):
             stacked = x if views == 1 else torch.stack([x] * views)
-            yield Batch(stacked, self.labels.index_select(0, chunk), chunk)
+            yield Batch(stacked, self._labels_of(chunk), chunk)
+
+    def _labels_of(self, chunk: Tensor) -> Tensor:
+        labels = self.labels.index_select(0, chunk)
+        return labels.float() if labels.ndim == 2 else labels
 
     def _normalised_set(self) -> Tensor | None:
         """All images as they are without augmentation, if that is small: a batch is one operation.
@@ -347,7 +265,7 @@ def make_loader(
 
     Args:
         images: uint8 [N, H, W, C], or an `ImageSource`.
-        labels: noisy labels, int64 [N].
+        labels: noisy labels, int64 [N] or multi-hot uint8 [N, K].
         device: where batches go.
         augmentation: of training batches; its mean and std are used for all.
         positions: int64 [N], the images to use, where the set is a part of `images`: `images[positions]` would read a
@@ -364,8 +282,12 @@ def make_loader(
     device = torch.device(device)
     part = None if positions is None else positions.numpy()
     count = len(images) if part is None else len(part)
-    if labels.dtype != torch.int64 or labels.shape != (count,):
-        raise UserError(f"labels is {labels.dtype} {list(labels.shape)}; give int64 [{count}], a label for each image")
+    multihot = labels.ndim == 2 and kind_of(labels)[:2] == ("uint8", count)
+    if not multihot and kind_of(labels) != ("int64", count):
+        raise UserError(
+            f"labels is {labels.dtype} {list(labels.shape)}; give int64 [{count}], a label for each image, or uint8 "
+            f"[{count}, K], multi-hot"
+        )
     if len(augmentation.mean) != channels:
         raise UserError(f"augmentation has mean and std of {len(augmentation.mean)} channels; images have {channels}")
     if workers < 0:

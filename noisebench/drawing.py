@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from noisebench.table import ALPHA, METRICS, RULES, SECONDS, Cell, Kind, Metric, Table, _line
+from noisebench.metrics import METRICS, RULES, SCORES, Metric
+from noisebench.table import ALPHA, SECONDS, Cell, Column, Kind, Table, _line
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -90,9 +91,14 @@ def main_grid(table: Table) -> Grid:
     for method in table.methods:
         rank = table.ranks[method]
         text = "–" if rank is None else f"{rank:.2f}" if many else f"{rank:g}"
-        cells = [table.cells[method, column, table.ranking] for column in table.columns]
-        rows.append((_name(table, method), [Parts(text), *(Parts.of(cell, table.ranking.metric) for cell in cells)]))
+        kinds = [table.ranking_of(column) for column in table.columns]
+        cells = [table.cells[method, column, kind] for column, kind in zip(table.columns, kinds, strict=True)]
+        parts = [Parts.of(cell, kind.metric) for cell, kind in zip(cells, kinds, strict=True)]
+        rows.append((_name(table, method), [Parts(text), *parts]))
     heads = [("mean", "rank") if many else ("rank",), *(tuple(map(_line, column)) for column in table.columns)]
+    titles = [METRICS[table.ranking_of(column).metric].title for column in table.columns]
+    if len(set(titles)) > 1:  # else the notes say it
+        heads[1:] = [(*head, title) for head, title in zip(heads[1:], titles, strict=True)]
     return Grid(table.title, heads, rows, len(table.privileged))
 
 
@@ -100,7 +106,7 @@ OF_TRAINING = ("memorised", "noise_auc", "transition_error")
 
 
 def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
-    """One grid a column: accuracy at all three epochs, other metrics at the ranking epoch, and seconds.
+    """One grid a column: its score at all three epochs, other metrics at the ranking epoch, and seconds.
 
     What tells of training (the memorised share, noise scores, T) is that of the last epoch: at the chosen one it had
     often not begun.
@@ -109,9 +115,13 @@ def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
     """
     if details == "none":
         return []
-    brief = details == "short"
-    others = ["memorised"] if brief else [name for name in METRICS if name != "accuracy"]
-    kinds = [Kind(rule, "accuracy") for rule in RULES] + [
+    return [_detail_grid(table, column, brief=details == "short") for column in table.columns]
+
+
+def _detail_grid(table: Table, column: Column, brief: bool) -> Grid:
+    score = table.scores[column]
+    others = ["memorised"] if brief else [name for name in METRICS if name not in SCORES]
+    kinds = [Kind(rule, score) for rule in RULES] + [
         Kind("last" if name in OF_TRAINING else table.ranking.rule, name) for name in others
     ]
     kinds = [kind for kind in [*kinds, *([] if brief else [SECONDS])] if kind in table.kinds]
@@ -120,23 +130,18 @@ def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
         metric = METRICS.get(kind.metric, Metric(kind.metric, False, False))
         rule = "best (oracle)" if kind.rule == "best" else kind.rule
         title = f"{metric.title} (last)" if kind.metric in OF_TRAINING else metric.title
-        head = (rule if kind.metric == "accuracy" else title, *(["%"] if metric.percent else []))
+        head = (rule if kind.metric == score else title, *(["%"] if metric.percent else []))
         heads.append((" ".join(head),) if brief else head)
-    return [
-        Grid(
-            _line(" · ".join(column)),
-            heads,
-            [
-                (
-                    _name(table, method),
-                    [Parts.of(table.cells[method, column, kind], kind.metric, brief) for kind in kinds],
-                )
-                for method in table.methods
-            ],
-            len(table.privileged),
-        )
-        for column in table.columns
-    ]
+    title = _line(" · ".join(column))
+    return Grid(
+        title if score == SCORES[0] else f"{title} · {METRICS[score].title}",
+        heads,
+        [
+            (_name(table, method), [Parts.of(table.cells[method, column, kind], kind.metric, brief) for kind in kinds])
+            for method in table.methods
+        ],
+        len(table.privileged),
+    )
 
 
 def notes(table: Table, details: Details = "full") -> list[str]:
@@ -144,33 +149,38 @@ def notes(table: Table, details: Details = "full") -> list[str]:
     metric = METRICS[table.ranking.metric]
     counts = sorted({len(seeds) for seeds in table.seeds.values()}) or [0]
     n = "–".join(map(str, sorted({counts[0], counts[-1]})))
+    used_metrics = dict.fromkeys(table.ranking_of(column).metric for column in table.columns) or [table.ranking.metric]
     unit = (
-        metric.title + (" in %" if metric.percent else "") + ("" if metric.higher_is_better else " (lower is better)")
+        " / ".join(METRICS[name].title for name in used_metrics)
+        + (" in %" if metric.percent else "")
+        + ("" if metric.higher_is_better else " (lower is better)")
     )
     spread = "no sd from one seed" if n == "1" else f"mean ± sd over {n} seeds"
     lines = [f"{unit} at {RULES[table.ranking.rule]}; {spread}; bold: best."]
-    ranking = [table.cells[method, column, table.ranking] for method in table.methods for column in table.columns]
+    by_column = [(column, table.ranking_of(column)) for column in table.columns]
+    ranking = [table.cells[method, column, kind] for method in table.methods for column, kind in by_column]
     if any(cell.p is not None for cell in ranking):
         lines.append(
             f"†: differs from the best (two-tailed Welch t-test, Holm-corrected over the column, p < {ALPHA})."
         )
     else:
         lines.append("No significance test: it takes two complete methods with two seeds each.")
-    used = sum(any(table.cells[m, c, table.ranking].complete for m in table.ranks) for c in table.columns)
+    used = sum(any(table.cells[m, column, kind].complete for m in table.ranks) for column, kind in by_column)
     ranked = sum(rank is not None for rank in table.ranks.values())
     lines.append(
         f"Rank: mean over {used} column{'s' * (used != 1)} (1 is best, ties shared) "
         f"of the {ranked} method{'s' * (ranked != 1)} complete in {'all of them' if used != 1 else 'it'}."
     )
-    ranking = [cell for (_, _, kind), cell in table.cells.items() if kind.metric == table.ranking.metric]
+    ranking = [cell for (_, _, kind), cell in table.cells.items() if kind.metric in used_metrics]
     if any(0 < len(cell.numbers) < cell.expected for cell in ranking):
         lines.append("(k/n): only k of the n seeds gave a number; such a mean is not tested, ranked or best.")
     if table.privileged:
         given = "; ".join(f"{_line(method)}: {_line(', '.join(what))}" for method, what in table.privileged.items())
         lines.append(f"‡: given more than noisy labels ({given}); for reference, not ranked or tested.")
+    scores = dict.fromkeys(METRICS[table.scores[column]].title for column in table.columns) or ["accuracy"]
     more = {
         "short": "NLL, ECE and the rest: in the written files (or with --details). ",
-        "full": "Details: metrics but accuracy are at the epoch of the ranking. ",
+        "full": f"Details: metrics but {' and '.join(scores)} are at the epoch of the ranking. ",
         "none": "",
     }
     versions = ", ".join(map(str, table.rules)) or "unknown"

@@ -23,7 +23,8 @@ class Result:
     """A finished run.
 
     Attributes:
-        metrics: {"last": {...}, "selected": {...}, "best": {...}}, each with accuracy, nll, ece, memorised, epoch.
+        metrics: {"last": {...}, "selected": {...}, "best": {...}}, each with accuracy, nll, ece, memorised, epoch;
+            gap in place of accuracy where an image may have several labels.
         history: one entry an epoch: {"epoch": 1.., "metrics": {...}}.
         method: the trained method, for `predict`; noise: the labels it was trained on.
         weights_sha256: of all that it learned.

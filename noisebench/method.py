@@ -25,15 +25,17 @@ harness hands that over in `Task`, and the leaderboard marks the row as privileg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from noisebench.config import Epochs
 from noisebench.errors import UserError
+from noisebench.search import Choice, Range
 
 if TYPE_CHECKING:
     from noisebench.training import Run
@@ -41,7 +43,19 @@ if TYPE_CHECKING:
 MethodName = str
 """The name of another method, as a setting (`ensemble`'s member): its code counts in the run's fingerprint too."""
 
-__all__ = ["Batch", "Classifier", "Epochs", "Method", "MethodName", "Task", "epochs_from"]
+__all__ = [
+    "Batch",
+    "Choice",
+    "Classifier",
+    "Epochs",
+    "Method",
+    "MethodName",
+    "Range",
+    "Task",
+    "epochs_from",
+    "sigmoid_loss",
+    "sigmoid_predict",
+]
 
 
 class Batch(NamedTuple):
@@ -49,7 +63,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x: images, float32 [B, C, H, W], augmented and normalised; [views, B, C, H, W] if more than one view was asked.
-        y: noisy labels, int64 [B].
+        y: noisy labels, int64 [B]; float32 [B, K] of 0 and 1 where an image has several (`Task.multilabel`).
         index: positions in the training set, int64 [B], in 0..num_train-1; for a state per sample.
     """
 
@@ -68,7 +82,9 @@ class Task:
         image_shape: (C, H, W).
         feature_dim: D, the size of the features that a backbone gives.
         make_backbone: makes a new backbone; use `backbone()`.
-        given: what the method's `needs` asked for: "transition" is the true T, float64 [K, K], rows sum to one.
+        given: what the method's `needs` asked for: "transition" is the true T, float64 [K, K], rows sum to one; [2, 2]
+            over {absent, present} for a multilabel task.
+        multilabel: whether an image may have several labels, or none.
     """
 
     num_classes: int
@@ -77,6 +93,7 @@ class Task:
     feature_dim: int
     make_backbone: Callable[[], nn.Module]
     given: dict[str, Tensor] = field(default_factory=dict)
+    multilabel: bool = False
 
     def backbone(self) -> nn.Module:
         """A new backbone of the board's kind: [B, C, H, W] -> features [B, D]."""
@@ -95,12 +112,17 @@ class Method(nn.Module):
         paper: citation, one line.
         needs: what beyond noisy labels the method must be given ("transition"); marks the row as privileged.
         stochastic: why `predict` depends on how samples are batched, if it does (Monte Carlo); else empty.
+        multilabel: whether it can be trained where an image has several labels; it is refused there if not.
+        search: settings worth tuning and what to try for them, e.g. ``{"temperature": Range(0.1, 5.0, log=True)}``;
+            ``noisebench tune`` searches it. It is no part of a run's fingerprint.
     """
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     stochastic: ClassVar[str] = ""
+    multilabel: ClassVar[bool] = False
+    search: ClassVar[Mapping[str, Range | Choice]] = {}
     hparams: Any  # a subclass with settings narrows this: `hparams: Hparams`
 
     @dataclass(frozen=True)
@@ -116,6 +138,16 @@ class Method(nn.Module):
     def needs_with(cls, hparams: Any) -> tuple[str, ...]:
         """What it needs under these settings; `needs`, unless a setting names another method."""
         return cls.needs
+
+    @classmethod
+    def multilabel_with(cls, hparams: Any) -> bool:
+        """Whether it takes several labels an image under these settings; `multilabel`, unless a setting decides it."""
+        return cls.multilabel
+
+    @classmethod
+    def search_with(cls, hparams: Any) -> Mapping[str, Range | Choice]:
+        """What is searched under these settings; `search`, unless a setting names another method."""
+        return cls.search
 
     def build(self, task: Task) -> None:
         """Make networks and buffers. Called once, with torch's global generator at the stream "init"."""
@@ -141,7 +173,10 @@ class Method(nn.Module):
         """Whatever must follow an update, e.g. a projection."""
 
     def predict(self, x: Tensor) -> Tensor:
-        """Class probabilities [B, K] of images [B, C, H, W]; called in eval mode without gradient."""
+        """Class probabilities [B, K] of images [B, C, H, W]; called in eval mode without gradient.
+
+        Rows sum to one; in a multilabel task each entry is the probability of its class in [0, 1].
+        """
         raise NotImplementedError(f"{type(self).__name__}.predict")
 
     # Optional, used by reports; a method that does not offer one leaves it as it is.
@@ -151,7 +186,7 @@ class Method(nn.Module):
         return None
 
     def transition(self) -> Tensor | None:
-        """The method's estimate of T, [K, K], T[i, j] = P(noisy j | true i)."""
+        """The method's estimate of T, [K, K], T[i, j] = P(noisy j | true i); [2, 2] in a multilabel task."""
         return None
 
     def covariance(self, x: Tensor) -> Tensor | None:
@@ -172,14 +207,41 @@ def epochs_from(value: Epochs, total: int) -> int:
     return round(value * total) if isinstance(value, float) else value
 
 
+def sigmoid_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Binary cross-entropy of sigmoid(logits), summed over the classes, mean over the batch, in float32 at least.
+
+    Args:
+        logits: [B, K].
+        y: multi-hot [B, K] in [0, 1]; or classes int64 [B], which stand for their one-hot rows (Beyer et al. 2020, "Are
+            we done with ImageNet?"; Collier et al. 2021, appendix F).
+    """
+    if y.ndim == 1:
+        y = F.one_hot(y, logits.shape[1])
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.binary_cross_entropy_with_logits(logits.to(wide), y.to(wide), reduction="sum") / len(logits)
+
+
+def sigmoid_predict(logits: Tensor, multilabel: bool) -> Tensor:
+    """sigmoid(logits) [B, K] in float32 at least; unless `multilabel`, normalised so that rows sum to one."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # The softmax of log p is p / sum(p), also where every sigmoid underflows.
+    return torch.sigmoid(logits) if multilabel else torch.softmax(F.logsigmoid(logits), dim=1)
+
+
 class Classifier(Method):
-    """A method with one network, `self.net`, that gives logits; most methods start from it."""
+    """A method with one network, `self.net`, that gives logits; most methods start from it.
+
+    Attributes:
+        several: whether its task is multilabel, set by `build`: its logits are then those of K sigmoids.
+    """
 
     net: nn.Module
+    several: bool = False
 
     def build(self, task: Task) -> None:
         """One backbone with a linear head."""
         self.net = task.classifier()
+        self.several = task.multilabel
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, K]."""
@@ -187,5 +249,6 @@ class Classifier(Method):
         return logits
 
     def predict(self, x: Tensor) -> Tensor:
-        """softmax(logits) [B, K]."""
-        return torch.softmax(self(x).float(), dim=1)
+        """softmax(logits) [B, K]; sigmoid(logits) in a multilabel task."""
+        logits = self(x).float()
+        return sigmoid_predict(logits, multilabel=True) if self.several else torch.softmax(logits, dim=1)

@@ -4,6 +4,11 @@ T[i, j] = P(noisy = j | true = i) everywhere: rows sum to one. Labels are drawn 
 the share that is wrong varies around what was asked; both are kept. Arrays in, arrays out; NumPy alone is imported, so
 that a configuration can be checked without torch.
 
+Where a sample has several labels they are multi-hot, [N, K] of 0 and 1. Each entry is then a label of its own with two
+classes, 0 (absent) and 1 (present), drawn by itself, and T is [2, 2]: ``asymmetric`` with mapping {1: 0} makes labels
+go missing, and ``symmetric`` flips entries either way. A rate is the share of entries; that of ``asymmetric``
+is the share of the entries of a mapped class, with {1: 0} of the labels that are there.
+
 Example:
     >>> noisy = inject([0, 1, 2] * 100, "symmetric", 0.4, num_classes=3, seed=0)
     >>> noisy.description, noisy.expected_rate
@@ -17,7 +22,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -28,7 +33,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _noise_checks as checks
-from ._noise_checks import FloatArray, IntArray
+from ._noise_checks import FloatArray, LabelArray
+from ._noise_drawing import draw_transition
 from ._noise_kinds import SMALL, Asked, Asymmetric, Clean, Kind, Pairflip, Symmetric
 from ._noise_rows import ClassDependent, File, Instance, Matrix, count_transitions
 from .errors import UserError, unknown
@@ -57,10 +63,10 @@ class NoisyLabels:
     """Noisy labels and what is known of them; the true labels are not among it.
 
     Attributes:
-        labels: noisy labels, int64 [N].
+        labels: noisy labels, int64 [N]; uint8 [N, K] where the true ones are multi-hot.
         kind: a name of `KINDS`.
         rate: the rate asked; for `matrix` and a trace the one they imply, 1 - trace(T)/K; None for `file`.
-        realised_rate: share of the labels that differ from the true ones.
+        realised_rate: share of the labels (multi-hot: of the entries) that differ from the true ones.
         expected_rate: that share as T implies it for these true labels.
         options: resolved options, ready for JSON (a T given as an array is its SHA-256).
         seed: the seed of the draws.
@@ -68,7 +74,7 @@ class NoisyLabels:
         description: the label of `describe`.
     """
 
-    labels: IntArray = field(repr=False)
+    labels: LabelArray = field(repr=False)
     kind: str
     rate: float | None
     realised_rate: float
@@ -84,9 +90,14 @@ class NoisyLabels:
         """Whether symmetric noise may draw the true label again; None for other kinds."""
         return self.options.get("include_true")
 
+    @property
+    def states(self) -> int:
+        """How many values a label can take, the side of T: K, or 2 for an entry of multi-hot labels."""
+        return 2 if self.labels.ndim == 2 else self.num_classes
+
     @cached_property
     def transition(self) -> FloatArray:
-        """T as asked, float64 [K, K], made when first read.
+        """T as asked, float64 [K, K] ([2, 2] for multi-hot labels), made when first read.
 
         For `instance` the mean over each class of the probabilities used; for `file` the counted T (for both, a class
         without samples keeps its label). Those two, and a loaded `matrix`, are kept up to K = 1,000 only.
@@ -95,19 +106,20 @@ class NoisyLabels:
             return self._kept
         if self.kind in ("instance", "file", "matrix"):
             raise UserError(f"transition: noise '{self.kind}' keeps T up to {SMALL} classes, not {self.num_classes}")
-        return transition_matrix(self.kind, self.rate, self.num_classes, **self.options)
+        return transition_matrix(self.kind, self.rate, self.states, **self.options)
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the labels as little-endian int64."""
-        return _sha256(self.labels)
+        """SHA-256 of the labels as little-endian int64; multi-hot ones row by row as uint8."""
+        return sha256_of(self.labels)
 
     def realised_transition(self, true_labels: ArrayLike) -> FloatArray:
-        """T counted against `true_labels` [N], float64 [K, K]; a class without samples has a row of NaN."""
-        true = checks.check_labels(true_labels, self.num_classes, "true_labels")
-        if len(true) != len(self.labels):
-            raise UserError(f"true_labels: {len(true)} labels do not fit {len(self.labels)} noisy ones")
-        return count_transitions(true, self.labels, self.num_classes)
+        """T counted against `true_labels`, of the noisy ones' shape, float64 [K, K]; a class without samples has NaN.
+
+        [2, 2] for multi-hot labels.
+        """
+        true = _fitting(true_labels, self)
+        return count_transitions(true.reshape(-1), self.labels.reshape(-1), self.states)
 
 
 def transition_matrix(kind: str, rate: float | None, num_classes: int, **options: Any) -> FloatArray:
@@ -140,7 +152,8 @@ def inject(
     """Draw noisy labels for true ones; every sample by itself from row T[y]. The same seed gives the same labels.
 
     Args:
-        labels: true labels [N], any integer type, in [0, num_classes); never changed.
+        labels: true labels [N], any integer type, in [0, num_classes); or multi-hot [N, num_classes], 0 and 1, whose
+            entries are drawn one by one under a T [2, 2] over {absent, present}. Never changed.
         kind: a name of `KINDS`.
         rate: asked rate in [0, 1]; None where an option implies it.
         num_classes: K.
@@ -153,14 +166,18 @@ def inject(
     """
     found, classes = _find(kind, options), checks.check_integer(num_classes, "num_classes", least=2)
     seed = checks.check_integer(seed, "seed")
-    true = checks.check_labels(labels, classes)
-    resolved_rate, resolved = found.resolve(rate, options, classes)
-    drawn = found.draw(Asked(true, resolved_rate or 0.0, resolved, classes, seed, features))
+    true = checks.check_any_labels(labels, classes)
+    states = _states(found, classes, true.ndim == 2)
+    resolved_rate, resolved = found.resolve(rate, options, states)
+    drawn = found.draw(Asked(true.reshape(-1), resolved_rate or 0.0, resolved, states, seed, features, true.shape))
+    noisy: LabelArray = drawn.labels
+    if true.ndim == 2:
+        noisy = noisy.astype(np.uint8).reshape(true.shape)
     return NoisyLabels(
-        labels=drawn.labels,
+        labels=noisy,
         kind=kind,
         rate=resolved_rate,
-        realised_rate=float(np.count_nonzero(drawn.labels != true) / len(true)),
+        realised_rate=float(np.count_nonzero(noisy != true) / true.size),
         expected_rate=drawn.expected_rate,
         options=found.record(resolved),
         seed=seed,
@@ -170,19 +187,30 @@ def inject(
     )
 
 
-def check(kind: str, rate: float | None, options: Mapping[str, Any], num_classes: int | None = None) -> None:
+def check(
+    kind: str,
+    rate: float | None,
+    options: Mapping[str, Any],
+    num_classes: int | None = None,
+    multilabel: bool = False,
+) -> None:
     """Raise what `inject` would raise for these, without labels; files that are named are read.
 
     Raises:
         UserError: naming the argument.
     """
-    classes = None if num_classes is None else checks.check_integer(num_classes, "num_classes", least=2)
-    _find(kind, options).resolve(rate, options, classes)
+    classes, found = None, _find(kind, options)
+    if num_classes is not None:
+        classes = checks.check_integer(num_classes, "num_classes", least=2)
+    if classes is not None or multilabel:
+        classes = _states(found, classes or 2, multilabel)
+    found.resolve(rate, options, classes)
 
 
 def sha256_of(labels: ArrayLike) -> str:
-    """SHA-256 of labels [N] as little-endian int64: what noise.json holds of the true and of the noisy ones."""
-    return _sha256(np.asarray(labels))
+    """SHA-256 that noise.json holds of labels: [N] as little-endian int64, multi-hot [N, K] as uint8."""
+    array = np.asarray(labels)
+    return _sha256(array, _stored_type(array))
 
 
 def resolved(kind: str, rate: float | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,7 +244,7 @@ def save(
         noisy: what to write.
         folder: the artefact's own folder; the folders above it are made if missing.
         name: what to call it in noise.json; by default its description.
-        true_labels: true labels [N], of which only the SHA-256 (as little-endian int64) is written.
+        true_labels: true labels, of which only the SHA-256 is written, see `sha256_of`.
 
     Raises:
         UserError: where the folder is there but damaged, or with other labels.
@@ -224,8 +252,8 @@ def save(
     final = Path(folder)
     if _is_there(final, noisy):
         return final
-    arrays: dict[str, NDArray[Any]] = {"labels": noisy.labels.astype("<i8", copy=False)}
-    if noisy.num_classes <= SMALL:
+    arrays: dict[str, NDArray[Any]] = {"labels": noisy.labels.astype(_stored_type(noisy.labels), copy=False)}
+    if noisy.states <= SMALL:
         arrays["transition"] = noisy.transition.astype("<f8", copy=False)
     facts = {
         "name": name or noisy.description,
@@ -241,9 +269,11 @@ def save(
         "num_samples": len(noisy.labels),
         "sha256": noisy.sha256,
         "transition_sha256": _sha256(arrays["transition"], "<f8") if "transition" in arrays else None,
-        "true_sha256": None if true_labels is None else _true_sha256(true_labels, noisy),
+        "true_sha256": None if true_labels is None else sha256_of(_fitting(true_labels, noisy)),
         "noisebench": _version(),
     }
+    if noisy.labels.ndim == 2:
+        facts["multilabel"] = True
     aside = final.with_name(f".{final.name}.{secrets.token_hex(6)}")
     aside.mkdir(parents=True)
     try:
@@ -285,63 +315,12 @@ def load(folder: str | os.PathLike[str]) -> NoisyLabels:
     except checks.UNREADABLE as error:
         raise UserError(f"'{arrays_file}' is truncated or changed ({error})") from None
     for name, array, dtype, told in (
-        ("labels", labels, "<i8", sha256),
+        ("labels", labels, _stored_type(labels), sha256),
         ("transition", transition, "<f8", transition_sha256),
     ):
         if array is not None and (array.dtype != np.dtype(dtype) or _sha256(array, dtype) != told):
             raise UserError(f"'{arrays_file}' is changed: its {name} do not have the SHA-256 that noise.json gives")
     return NoisyLabels(labels=labels, options=options, num_classes=classes, _kept=transition, **known)
-
-
-def draw_transition(
-    asked: ArrayLike,
-    realised: ArrayLike,
-    path: str | os.PathLike[str],
-    class_names: Sequence[str] | None = None,
-) -> None:
-    """Draw T as asked beside T as realised, as heat maps in a PNG.
-
-    Args:
-        asked: T [K, K].
-        realised: counted T [K, K]; a row of NaN (a class without samples) is drawn grey.
-        path: the file to write.
-        class_names: K names for the axes; numbers by default. Axes and cells are labelled up to 20 classes.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    panels = [np.asarray(matrix, dtype=np.float64) for matrix in (asked, realised)]
-    classes = len(panels[0])
-    if any(panel.shape != (classes, classes) for panel in panels):
-        raise UserError(f"asked and realised: shapes {panels[0].shape} and {panels[1].shape} must both be [K, K]")
-    if class_names is not None and len(class_names) != classes:
-        raise UserError(f"class_names: {len(class_names)} names do not fit {classes} classes")
-    names = [str(i) for i in range(classes)] if class_names is None else list(class_names)
-    few = classes <= 20
-    side = max(3.2, 0.42 * classes) if few else 5.0
-    figure = Figure(figsize=(2 * side + 2.2, side + 1.4), layout="constrained")
-    colours = colormaps["cividis"].with_extremes(bad="0.85")  # even in lightness, and safe for the colour-blind
-    top = float(max(np.nanmax(panel) for panel in panels))
-    axes = figure.subplots(1, 2)
-    for axis, panel, title in zip(axes, panels, ("T asked", "T realised"), strict=True):
-        image = axis.imshow(panel, cmap=colours, vmin=0.0, vmax=top, interpolation="nearest")
-        axis.set(title=title, xlabel="noisy label", ylabel="true label")
-        if not few:
-            continue
-        turn = 45 if max(map(len, names)) > 2 else 0
-        axis.set_xticks(range(classes), names, rotation=turn, ha="right" if turn else "center", rotation_mode="anchor")
-        axis.set_yticks(range(classes), names)
-        for (i, j), value in np.ndenumerate(panel):
-            if np.isfinite(value):
-                text = f"{value:.2f}".replace("0.", ".", 1) if 0 < value < 0.995 else f"{value:.0f}"
-                axis.text(j, i, text, ha="center", va="center", size=7, color="white" if value < top / 2 else "black")
-    figure.colorbar(image, ax=axes, label="P(noisy | true)", shrink=0.8)
-    aside = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(6)}")
-    try:
-        figure.savefig(aside, dpi=150, format="png")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _find(kind: object, options: Mapping[str, Any]) -> Kind:
@@ -353,15 +332,30 @@ def _find(kind: object, options: Mapping[str, Any]) -> Kind:
     return found
 
 
+def _states(kind: Kind, num_classes: int, multilabel: bool) -> int:
+    """How many values each label that is drawn can take: K, or 2 for an entry of multi-hot labels."""
+    if multilabel and not kind.per_entry:
+        entrywise = ", ".join(name for name, known in KINDS.items() if known.per_entry)
+        raise UserError(f"noise '{kind.name}' is for one label a sample, and here are several; use {entrywise}")
+    return 2 if multilabel else num_classes
+
+
 def _sha256(array: NDArray[Any], dtype: str = "<i8") -> str:
     return hashlib.sha256(np.ascontiguousarray(array, dtype=dtype).data).hexdigest()
 
 
-def _true_sha256(true_labels: ArrayLike, noisy: NoisyLabels) -> str:
-    true = checks.check_labels(true_labels, noisy.num_classes, "true_labels")
-    if len(true) != len(noisy.labels):
-        raise UserError(f"true_labels: {len(true)} labels do not fit {len(noisy.labels)} noisy ones")
-    return _sha256(true)
+def _stored_type(labels: NDArray[Any]) -> str:
+    """How labels are stored and hashed."""
+    return "|u1" if labels.ndim == 2 else "<i8"
+
+
+def _fitting(true_labels: ArrayLike, noisy: NoisyLabels) -> NDArray[Any]:
+    """True labels, checked, of the shape of the noisy ones."""
+    true = checks.check_any_labels(true_labels, noisy.num_classes, "true_labels")
+    if true.shape != noisy.labels.shape:
+        found, wanted = (str(len(a)) if a.ndim == 1 else str(list(a.shape)) for a in (true, noisy.labels))
+        raise UserError(f"true_labels: {found} labels do not fit {wanted} noisy ones")
+    return true
 
 
 def _is_there(folder: Path, noisy: NoisyLabels) -> bool:

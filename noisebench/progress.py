@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from noisebench.config import Benchmark, Cell
+from noisebench.metrics import METRICS, SCORES, score_of
 
 AHEAD = 16
 """Cells run in order, so whatever runs is among the first so many that have not ended."""
@@ -99,8 +100,10 @@ class BoardProgress:
         name = escape(f"{cell.method.label} · {cell.dataset} · {cell.noise.label} · seed {cell.seed}")
         if result["status"] == "finished":
             if self._bar.disable:
-                accuracy = 100 * result["metrics"]["last"]["accuracy"]
-                text = f"[{self.summary()}] {name}: last {accuracy:.2f}%, {result['seconds']:.1f} s"
+                last = result["metrics"]["last"]
+                score = score_of(last)
+                what = "last" if score == SCORES[0] else f"last {METRICS[score].title}"
+                text = f"[{self.summary()}] {name}: {what} {100 * last[score]:.2f}%, {result['seconds']:.1f} s"
                 self._console.print(text, soft_wrap=True, highlight=False, markup=False)
         else:
             self._failed += 1

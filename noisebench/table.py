@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from noisebench.errors import UserError, unknown
 from noisebench.files import write_text
+from noisebench.metrics import METRICS, RULES, SCORES, score_of
 from noisebench.statistics import compare_with_best, mean_ranks, mean_sd
 
 if TYPE_CHECKING:
@@ -29,31 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=Hashable)
 ALPHA = 0.05
-RULES = {
-    "selected": "the epoch selected on held-out noisy labels",
-    "last": "the last epoch",
-    "best": "the best test epoch (an oracle: it is picked by the test labels)",
-}
 STATUSES = ("finished", "failed", "missing")
-
-
-class Metric(NamedTuple):
-    """How a metric is named, compared and shown."""
-
-    title: str
-    percent: bool
-    higher_is_better: bool
-
-
-METRICS = {
-    "accuracy": Metric("accuracy", True, True),
-    "top5": Metric("top-5", True, True),
-    "nll": Metric("NLL", False, False),
-    "ece": Metric("ECE", False, False),
-    "memorised": Metric("memorised", True, False),
-    "noise_auc": Metric("noise AUC", True, True),
-    "transition_error": Metric("T error", False, False),
-}
 
 
 class Column(NamedTuple):
@@ -123,7 +100,8 @@ class Table:
 
     Attributes:
         title: shown above the table.
-        ranking: the kind of number that the rows are ranked by.
+        ranking: the kind of number that the rows are ranked by; see `ranking_of` for one column.
+        scores: column -> the one of `SCORES` that its runs report.
         methods: row names, in the order shown.
         columns: in the order shown.
         kinds: the kinds of numbers that any finished run reports.
@@ -137,6 +115,7 @@ class Table:
 
     title: str
     ranking: Kind
+    scores: Mapping[Column, str]
     methods: tuple[str, ...]
     columns: tuple[Column, ...]
     kinds: tuple[Kind, ...]
@@ -168,7 +147,8 @@ class Table:
         Args:
             results: the cells.
             title: of the table.
-            metric: what is ranked, one of `METRICS`.
+            metric: what is ranked, one of `METRICS`. Either of `SCORES` stands for the column's own: a board may mix
+                columns of one label and of several labels an image.
             which: the epoch it is taken at: "selected", "last" or "best". By default "selected" where every finished
                 run has it (a board with a validation split), else "last".
             methods_order: rows in the order of the board; it settles ties in rank and shows rows with no cell yet.
@@ -186,8 +166,13 @@ class Table:
         if which is None:
             has_split = bool(given) and all(any(kind.rule == "selected" for kind in cell) for cell in given.values())
             which = "selected" if has_split else "last"
-        ranking = Kind(which, metric)
         known = {kind for cell in given.values() for kind in cell}
+        columns = _ordered([Column(*pair) for pair in columns_order], (place.column for place in by_place))
+        scores = {c: score_of(k.metric for p, cell in given.items() if p.column == c for k in cell) for c in columns}
+        if metric in SCORES and given and metric not in {scores[place.column] for place in given}:
+            metric = next(scores[column] for column in columns if any(place.column == column for place in given))
+        ranking = Kind(which, metric)
+        ranked_by = {column: _ranking_in(scores[column], ranking) for column in columns}
         if given and ranking not in known:
             offered = ", ".join(sorted(f"{kind.metric} at {kind.rule}" for kind in known if kind.rule))
             raise UserError(f"which '{which}': no finished run has {metric} there; there are: {offered}")
@@ -195,7 +180,6 @@ class Table:
         kinds = (*(kind for kind in all_kinds if kind in known | {ranking}), SECONDS)
 
         methods = _ordered(methods_order, (place.method for place in by_place))
-        columns = _ordered([Column(*pair) for pair in columns_order], (place.column for place in by_place))
         seeds = {column: tuple(sorted({p.seed for p in by_place if p.column == column})) for column in columns}
         failed = {
             place: _line(str(result.get("reason") or "no reason recorded"))
@@ -213,16 +197,16 @@ class Table:
             for kind in kinds:
                 row = {m: _cell([Place(m, column, s) for s in seeds[column]], kind, given, failed) for m in methods}
                 if kind != SECONDS:
-                    row |= _judged({m: row[m] for m in fair if row[m].complete}, kind, test=kind == ranking)
+                    row |= _judged({m: row[m] for m in fair if row[m].complete}, kind, test=kind == ranked_by[column])
                 cells |= {(method, column, kind): cell for method, cell in row.items()}
 
         higher = METRICS[metric].higher_is_better
         complete = {key: cell.mean for key, cell in cells.items() if cell.complete}
-        ranks = mean_ranks({str(c): {m: complete.get((m, c, ranking)) for m in fair} for c in columns}, higher)
+        ranks = mean_ranks({str(c): {m: complete.get((m, c, ranked_by[c])) for m in fair} for c in columns}, higher)
 
         def place_in_table(method: str) -> tuple[Any, ...]:
             """Ranked rows by rank; then by how much is finished and how good that is; reference rows last."""
-            row = [cells[method, column, ranking] for column in columns]
+            row = [cells[method, column, ranked_by[column]] for column in columns]
             means = [cell.mean for cell in row if cell.mean is not None]
             average = mean_sd(means)[0] if means else 0.0
             rank = ranks.get(method) or math.inf
@@ -232,6 +216,7 @@ class Table:
         return cls(
             title=_line(title),
             ranking=ranking,
+            scores=scores,
             methods=shown,
             columns=columns,
             kinds=kinds,
@@ -246,10 +231,14 @@ class Table:
             rules=tuple(sorted({int(result["rules"]) for result in by_place.values() if "rules" in result})),
         )
 
+    def ranking_of(self, column: Column) -> Kind:
+        """The kind of number that ranks a column: where it is a score, that of the column."""
+        return _ranking_in(self.scores[column], self.ranking)
+
     def to_rich(self, details: Details = "short") -> RichTable:
         """What `rich.print` draws in any width; wide boards are stacked, never cut.
 
-        `details` stand above the ranking, a table a column: "short" for the accuracies and the memorised share, "full"
+        `details` stand above the ranking, a table a column: "short" for the scores and the memorised share, "full"
         for every metric and the seconds, "none" for nothing; UserError for anything else.
         """
         from noisebench.drawing import DETAILS, RichTable
@@ -282,7 +271,7 @@ class Table:
                 "noise": column.noise,
                 "epoch": kind.rule or None,
                 "metric": kind.metric,
-                "ranking": kind == self.ranking,
+                "ranking": kind == self.ranking_of(column),
                 "mean": cell.mean,
                 "sd": cell.sd,
                 "n": len(cell.numbers),
@@ -373,6 +362,11 @@ def _numbers(result: Mapping[str, Any]) -> dict[Kind, float | None]:
     if "seconds" in result:
         numbers[SECONDS] = result["seconds"]
     return {kind: None if v is None or not math.isfinite(float(v)) else float(v) for kind, v in numbers.items()}
+
+
+def _ranking_in(score: str, ranking: Kind) -> Kind:
+    """The board's ranking in a column of that score."""
+    return ranking._replace(metric=score) if ranking.metric in SCORES else ranking
 
 
 def _cell(

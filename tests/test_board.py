@@ -247,6 +247,74 @@ def test_wrong_settings_of_a_method_stop_the_board_before_it_starts(tmp_path: Pa
     assert not (tmp_path / "runs").exists()
 
 
+MISSING = {"kind": "asymmetric", "rate": 0.3, "mapping": {1: 0}}
+
+
+def test_a_method_for_one_label_an_image_is_refused_before_a_board_of_several_starts(
+    tmp_path: Path, no_mlflow: None
+) -> None:
+    says = r"^method '{}'{} is for one label an image, and dataset 'multi_digits' has several; .*: ce, .*ensemble"
+    for row, name, so_set in (
+        ("gce", "gce", ""),
+        ({"name": "ensemble", "hparams": {"member": "gce"}}, "ensemble", " under these settings"),
+    ):
+        with pytest.raises(UserError, match=says.format(name, so_set)) as caught:
+            run(small(datasets=["digits", "multi_digits"], noise=[MISSING], methods=["ce", row]), tmp_path)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_board_of_one_label_and_of_several_has_a_column_of_each(tmp_path: Path, no_mlflow: None) -> None:
+    benchmark = small(datasets=["digits", "multi_digits"], noise=[MISSING], methods=["ce"])
+    outcome = run(benchmark, tmp_path)
+    assert not outcome.failed
+    ranking = [row for row in outcome.table.records() if row["ranking"]]
+    assert [(row["dataset"], row["metric"]) for row in ranking] == [("digits", "accuracy"), ("multi_digits", "gap")]
+    assert all(row["mean"] is not None for row in ranking)
+    assert board.rebuild(benchmark, tmp_path, "runs").to_json() == outcome.table.to_json()
+
+
+@pytest.mark.parametrize(
+    ("noise", "says"),
+    [
+        ({"kind": "instance", "rate": 0.4}, "noise 'instance' is for one label a sample"),
+        ({"kind": "symmetric", "rate": 0.6}, r"for 2 classes, \(K-1\)/K = 0.5"),
+        ({"kind": "asymmetric", "rate": 0.3}, "mapping: missing"),
+        ({"kind": "matrix", "T": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}, "3 x 3 does not fit 2 classes"),
+    ],
+)
+def test_noise_that_entries_cannot_have_is_refused_as_the_board_is_read(
+    tmp_path: Path, noise: dict[str, Any], says: str
+) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(SMALL | {"datasets": ["multi_digits"], "methods": ["ce"], "noise": [noise]}))
+    with pytest.raises(UserError, match=rf"noise\[0\] on multi_digits: .*{says}"):
+        load_benchmark(str(file))
+
+
+def test_noise_is_injected_into_multihot_labels_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "inject",
+        "--dataset",
+        "multi_digits",
+        "--noise",
+        "asymmetric",
+        "--rate",
+        "0.3",
+        "--out",
+        str(tmp_path / "n"),
+    ]
+    assert command(monkeypatch, *words) == 2
+    assert "give mapping: {1: 0} for labels that go missing" in capsys.readouterr().err
+    assert command(monkeypatch, *words, "--option", "mapping={1: 0}", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["labels"] == 2000
+    assert facts["rate_realised"] == pytest.approx(facts["rate_expected"], abs=0.01)
+    assert {file.name for file in (tmp_path / "n").iterdir()} == {"noise.npz", "noise.json", "transition.png"}
+
+
 def test_a_cell_that_another_process_holds_is_missing(
     tmp_path: Path, no_mlflow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from noisebench import cell as cell_module
 from noisebench import noise
 from noisebench.assembly import Setup, load_dataset, method_class, split
 from noisebench.cell import Folder, run_cell, summarise, weights_sha256
-from noisebench.config import Cell, build
+from noisebench.config import Cell, Noise, build
 from noisebench.training import TrainingFailed
 
 EPOCHS = 4
@@ -47,6 +47,11 @@ def cell_of(method: str = "ce", seed: int = 0, **recipe: Any) -> Cell:
         "test",
     )
     return made
+
+
+def multilabel_cell(**recipe: Any) -> Cell:
+    missing = build(Noise, {"kind": "asymmetric", "rate": 0.3, "mapping": {1: 0}}, "noise")
+    return cell_of(**recipe).model_copy(update={"dataset": "multi_digits", "noise": missing})
 
 
 def run(cell: Cell, out: Path) -> dict[str, Any]:
@@ -425,6 +430,37 @@ def test_selected_is_chosen_by_validation_and_best_by_test_and_ties_go_to_the_fi
     assert found["selected"] == {"epoch": 3, "accuracy": 0.8, "nll": 4.0, "memorised": 0.25}
 
 
+def test_with_several_labels_an_image_the_numbers_are_chosen_by_gap() -> None:
+    history = [
+        {"epoch": i + 1, "metrics": {"test.gap": test, "val.gap": val, "test.nll": 3.0, "test.ece": 0.1}}
+        for i, (test, val) in enumerate([(0.5, 0.6), (0.9, 0.5), (0.7, 0.4)])
+    ]
+    found = summarise(history)
+    assert {which: numbers["epoch"] for which, numbers in found.items()} == {"last": 3, "best": 2, "selected": 1}
+    assert found["last"] == {"epoch": 3, "gap": 0.7, "nll": 3.0, "ece": 0.1}
+
+
+def test_a_cell_of_several_labels_survives_a_stop_and_keeps_its_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = multilabel_cell()
+    whole = run(cell, tmp_path / "whole")
+    assert whole["status"] == "finished", whole
+    stopped_after(2, cell, tmp_path / "cut", monkeypatch, before_saving=False)
+    resumed = run(cell, tmp_path / "cut")
+    assert "resumed after epoch 2" in log_of(cell, tmp_path / "cut")
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert lines(cell, tmp_path / "cut") == lines(cell, tmp_path / "whole")
+    assert set(whole["metrics"]["last"]) == {"epoch", "gap", "nll", "ece", "memorised"}
+
+    (folder,) = (f for f in (tmp_path / "whole" / "noise").iterdir() if f.is_dir())
+    noisy, data = noise.load(folder), load_dataset("multi_digits", None)
+    assert noisy.sha256 == whole["noise_sha256"]
+    assert not (noisy.labels & ~data.train_labels).any(), "labels only went missing"
+    assert noisy.realised_transition(data.train_labels)[1, 0] == pytest.approx(0.3, abs=0.03)
+    assert (folder / "transition.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_without_a_validation_split_nothing_is_selected() -> None:
     assert summarise([line(1, 0.5), line(2, 0.4)]).keys() == {"last", "best"}
     assert "selected" not in run_in_new_folder(cell_of(epochs=1, validation=0))["metrics"]
@@ -557,3 +593,17 @@ def test_no_method_can_reach_a_clean_label_or_the_test_set(method: str, loader: 
         "noisy labels of the validation split",
     }
     assert torch.equal(batch.y, torch.from_numpy(labels[train_at])[batch.index])
+
+
+@pytest.mark.parametrize("loader", ["resident", "streaming"])
+def test_no_method_can_reach_a_clean_row_or_the_test_set_of_several_labels(loader: str) -> None:
+    data, cls = load_dataset("multi_digits", None), method_class("ce")
+    labels = 1 - np.asarray(data.train_labels)  # every entry wrong
+    recipe = multilabel_cell(train_size=None, loader=loader, workers=0).recipe
+    setup = Setup(cls, cls.Hparams(), data, labels, recipe, 0, accelerator="cpu")
+    train_at, val_at = (at.numpy() for at in split(len(labels), recipe, 0))
+    secrets = [data.train_labels, data.train_labels[train_at], labels[val_at], data.test_labels, data.test_images]
+    batch = next(setup.run.loader())
+    arrays = reachable(setup.method, setup.run, batch)
+    assert not any(np.array_equal(array, secret) for array in arrays for secret in secrets)
+    assert torch.equal(batch.y, torch.from_numpy(labels[train_at])[batch.index].float())

@@ -19,7 +19,7 @@ from noisebench import checks
 from noisebench.assembly import Setup
 from noisebench.checks import Outcome, check_dataset, check_method
 from noisebench.data import ImageData
-from noisebench.method import Batch, Classifier, Task
+from noisebench.method import Batch, Classifier, Task, sigmoid_loss
 from noisebench.training import Run
 
 
@@ -296,3 +296,97 @@ def test_a_dataset_is_given_the_root(tmp_path: Path) -> None:
 
     check_dataset(SimpleNamespace(load=load), tmp_path)
     assert set(roots) == {tmp_path}
+
+
+# --------------------------------------------------------------------------------------------- several labels an image
+
+
+class Several(Classifier):
+    """Binary cross-entropy: keeps every rule of a multilabel task, and each class below breaks one."""
+
+    name = "several"
+    multilabel = True
+
+    def loss(self, batch: Batch, run: Run) -> Tensor:
+        return sigmoid_loss(self(batch.x), batch.y)
+
+
+class OnlyClasses(Several):
+    def loss(self, batch: Batch, run: Run) -> Tensor:
+        return F.cross_entropy(self(batch.x), batch.y.long())
+
+
+class SoftmaxAllTheSame(Several):
+    def predict(self, x: Tensor) -> Tensor:
+        return torch.softmax(self(x), dim=1)
+
+
+class AboveOne(Several):
+    def predict(self, x: Tensor) -> Tensor:
+        return super().predict(x) * (3.0 if self.several else 1.0)
+
+
+class CountsThere(Several):
+    def build(self, task: Task) -> None:
+        super().build(task)
+        self.steps = 0
+
+    def loss(self, batch: Batch, run: Run) -> Tensor:
+        self.steps += batch.y.ndim == 2
+        return super().loss(batch, run) / (1 + self.steps)
+
+
+class NormalisesThere(Several):
+    def predict(self, x: Tensor) -> Tensor:
+        p = super().predict(x)
+        return p / p.amax() if self.several else p
+
+
+class WideTransition(Several):
+    def transition(self) -> Tensor:
+        return torch.eye(4)
+
+
+def test_a_method_that_takes_several_labels_is_checked_with_both() -> None:
+    outcomes = check_method(Several)
+    assert not failures(outcomes)
+    ours = [o.name for o in outcomes if o.name.startswith("several labels: ")]
+    assert len(ours) == 6
+    assert "several labels: predicts a probability in [0, 1] for each class of an image" in ours
+    assert not [o for o in check_method(Sound) if o.name.startswith("several labels: ")]
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "reason"),
+    [
+        (OnlyClasses, "trains", "got Long"),
+        (SoftmaxAllTheSame, "predicts a probability in [0, 1]", "every row sums to one, as a softmax's do"),
+        (AboveOne, "trains", "predict must give probabilities in [0, 1]; they range over"),
+        (CountsThere, "resumes", "resumed after epoch 1: other weights"),
+        (NormalisesThere, "predicts the same however", "in batches of 1 a probability differs"),
+        (WideTransition, "trains", "transition must give finite [2, 2], it gave [4, 4]"),
+    ],
+)
+def test_a_method_that_breaks_one_rule_of_several_labels_fails_that_check(cls: Any, check: str, reason: str) -> None:
+    ((name, detail),) = failures(check_method(cls, raise_on_failure=False)).items()
+    assert name.startswith(f"several labels: {check}")
+    assert reason in detail
+
+
+def test_a_dataset_of_several_labels_is_checked() -> None:
+    data = checks.sample_data(multilabel=True)
+    told = {"NUM_CLASSES": 4, "MULTILABEL": True}
+
+    def module(data: ImageData, **constants: Any) -> Any:
+        return SimpleNamespace(load=lambda root, download=False: data, **constants)
+
+    assert [o.status for o in check_dataset(module(data, **told))] == ["passed"] * 3 + ["skipped"]
+    without_class_3 = data.test_labels * np.array([1, 1, 1, 0], np.uint8)
+    for broken, reason in (
+        (module(replace(data, test_labels=without_class_3)), "test: no sample of class 3"),
+        (module(data, NUM_CLASSES=4), "MULTILABEL is False, but the data's is True"),
+        (module(data, NUM_CLASSES=5, MULTILABEL=True), "NUM_CLASSES is 5, but the data's is 4"),
+        (module(checks.sample_data(), **told), "MULTILABEL is True, but the data's is False"),
+    ):
+        ((_, detail),) = failures(check_dataset(broken, raise_on_failure=False)).items()
+        assert reason in detail

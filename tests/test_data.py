@@ -358,3 +358,59 @@ def test_image_data_takes_arrays_and_objects() -> None:
 def test_image_data_names_what_does_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         image_data(**change)
+
+
+# ----------------------------------------------------------------------------------------- several labels an image
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_multihot_labels_come_as_float_rows_the_same_however_images_are_fetched(workers: int) -> None:
+    images = images_of((8, 8, 3))
+    labels = torch.from_numpy(np.random.default_rng(1).integers(0, 2, (N, 5), dtype=np.uint8))
+    options: dict[str, Any] = {"device": "cpu", "augmentation": augmentation_for(3)}
+    resident = make_loader(images, labels, mode="resident", **options)
+    streaming = make_loader(images, labels, mode="streaming", workers=workers, **options)
+    assert resident.labels.dtype == torch.uint8, "a quarter of float32's memory"
+    for choice in ({}, {"augment": False}, {"views": 2}):
+        passes = [list(loader.batches(batch_size=B, **choice, **SEEDS)) for loader in (resident, streaming)]
+        assert_equal(*passes)
+        for batch in passes[0]:
+            assert batch.y.dtype == torch.float32
+            assert torch.equal(batch.y, labels[batch.index].float())
+
+
+@pytest.mark.parametrize("shape", [(N, 1, 5), (N - 1, 5), (N,), ()])
+def test_labels_that_are_neither_classes_nor_multihot_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"labels is torch.uint8 .* int64 \[70\], .* or uint8 \[70, K\], multi-hot"):
+        make_loader(
+            images_of((8, 8, 3)), torch.zeros(shape, dtype=torch.uint8), device="cpu", augmentation=augmentation_for(3)
+        )
+
+
+def rows(*values: int) -> np.ndarray:
+    return np.array([[value >> bit & 1 for bit in range(3)] for value in values], np.uint8)
+
+
+MULTIHOT: dict[str, Any] = {"train_labels": rows(1, 2, 4, 7, 0, 3), "test_labels": rows(5, 0), "class_map": {}}
+
+
+def test_image_data_takes_multihot_labels_images_without_any_too() -> None:
+    assert image_data(**MULTIHOT).multilabel
+    assert not image_data().multilabel
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_labels": rows(1, 2)}, r"train_labels is uint8 \[2, 3\]; .* multi-hot uint8 array \[6, 3\]"),
+        ({"test_labels": rows(1, 2)[:, :2]}, r"test_labels is uint8 \[2, 2\]"),
+        ({"test_labels": rows(1, 2).astype(np.int64)}, r"test_labels is int64 \[2, 3\]"),
+        ({"test_labels": rows(1, 2) * 2}, "test_labels holds 2; multi-hot labels are 0 or 1"),
+        ({"test_labels": np.array([0, 1])}, "train_labels are multi-hot, but test_labels are not"),
+        ({"train_labels": np.zeros(6, np.int64)}, "test_labels are multi-hot, but train_labels are not"),
+        ({"class_map": {0: 1}}, "class_map is for one label an image"),
+    ],
+)
+def test_image_data_names_what_does_not_fit_of_multihot_labels(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        image_data(**MULTIHOT | change)

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from noisebench.checks import check_dataset
 from noisebench.errors import UserError
 from noisebench.torchvision_data import load_idx
 
@@ -145,6 +146,50 @@ def test_digits_are_all_of_scikit_learns_once() -> None:
     labels = np.concatenate([data.train_labels, data.test_labels])
     pixels, targets = load_digits(return_X_y=True)
     assert sorted(map(tuple, np.c_[ours, labels])) == sorted(map(tuple, np.c_[pixels, targets].astype(int)))
+
+
+# Multi digits: made of digits
+
+
+def tiles_of(images: np.ndarray) -> np.ndarray:
+    """[N, 16, 16, 1] -> [N, 4, 64]."""
+    return images.reshape(-1, 2, 8, 2, 8).swapaxes(2, 3).reshape(-1, 4, 64)
+
+
+def test_multi_digits_are_tiles_of_digits_and_their_labels_those_of_the_tiles() -> None:
+    multi, digits = dataset("multi_digits"), dataset("digits").load(None)
+    data = multi.load(None)
+    assert (True, 10, data.classes) == (multi.MULTILABEL, multi.NUM_CLASSES, multi.CLASSES)
+    assert data.train_images.shape == (2000, 16, 16, 1)
+    assert data.test_images.shape == (1000, 16, 16, 1)
+    for images, labels, sources, classes in (
+        (data.train_images, data.train_labels, digits.train_images, digits.train_labels),
+        (data.test_images, data.test_labels, digits.test_images, digits.test_labels),
+    ):
+        known = {image.tobytes(): int(c) for image, c in zip(sources, classes, strict=True)}  # of this split alone
+        empty = bytes(64)
+        for tiles, label in zip(tiles_of(images), labels, strict=True):
+            present = {known[tile.tobytes()] for tile in tiles if tile.tobytes() != empty}
+            assert set(np.flatnonzero(label)) == present
+        filled = (tiles_of(images).max(axis=2) > 0).sum(axis=1)
+        assert filled.mean() == pytest.approx(2, abs=0.1)
+        assert set(filled) == {0, 1, 2, 3, 4}
+    assert not {i.tobytes() for i in digits.train_images} & {i.tobytes() for i in digits.test_images}
+
+
+def test_multi_digits_never_change() -> None:
+    data = dataset("multi_digits").load(None)
+    pixels = data.train_images / 255
+    assert data.mean == (round(float(pixels.mean()), 4),)
+    assert data.std == (round(float(pixels.std()), 4),)
+    arrays = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    found = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+    assert found == "9beaef36169860c0d6ceb3da86d23574f37613df92df0725603514dedd0f862a"
+
+
+def test_every_shipped_dataset_that_is_here_conforms() -> None:
+    for name in ("digits", "multi_digits"):
+        check_dataset(dataset(name))
 
 
 # Files in MNIST's format, made here

@@ -7,14 +7,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
-from torchmetrics.functional.classification import binary_auroc
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torchmetrics.functional.classification import binary_auroc, multilabel_average_precision
 
-from noisebench.assembly import Setup, split
+from noisebench.assembly import Setup, method_class, split
 from noisebench.checks import RECIPE, sample_data
 from noisebench.config import Recipe
-from noisebench.errors import UserError
-from noisebench.evaluation import _ranks, classification_metrics
+from noisebench.errors import TrainingFailed, UserError
+from noisebench.evaluation import (
+    _ranks,
+    average_precision,
+    check_probabilities,
+    classification_metrics,
+    multilabel_metrics,
+)
+from noisebench.fitting import Memory
+from noisebench.method import Classifier
 from noisebench.noise import inject
 
 
@@ -80,8 +88,6 @@ def test_the_split_is_a_partition_that_the_seed_alone_decides() -> None:
 def test_validation_is_under_noisy_labels_and_the_test_set_under_clean_ones() -> None:
     data = sample_data()
     noisy = inject(data.train_labels, "symmetric", 0.5, num_classes=4, seed=0)
-    from noisebench.assembly import method_class
-
     cls = method_class("ce")
     setup = Setup(cls, cls.Hparams(), data, noisy.labels, RECIPE, 7, accelerator="cpu")
     train_at, val_at = (at.numpy() for at in split(96, RECIPE, 7))
@@ -96,9 +102,6 @@ def test_validation_is_under_noisy_labels_and_the_test_set_under_clean_ones() ->
 def test_the_memorised_share_counts_wrong_labels_that_are_predicted() -> None:
     data = sample_data()
     noisy = inject(data.train_labels, "symmetric", 0.5, num_classes=4, seed=0)
-    from noisebench.assembly import method_class
-    from noisebench.fitting import Memory
-
     cls = method_class("ce")
     setup = Setup(cls, cls.Hparams(), data, noisy.labels, RECIPE, 7, accelerator="cpu")
     setup.train(journal := Memory())
@@ -109,3 +112,127 @@ def test_the_memorised_share_counts_wrong_labels_that_are_predicted() -> None:
     wrong = noisy.labels[train_at] != data.train_labels[train_at]
     expected = (predicted[wrong] == noisy.labels[train_at][wrong]).mean()
     assert journal.history[-1]["metrics"]["train.memorised"] == pytest.approx(expected)
+
+
+# ----------------------------------------------------------------------------------------- several labels an image
+
+
+def several(size: int, classes: int, seed: int, steps: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and labels that go with them somewhat; `steps` rounds p, so that many are tied."""
+    draw = torch.Generator().manual_seed(seed)
+    p = torch.sigmoid(2 * torch.randn(size, classes, generator=draw) - 1)
+    y = (torch.rand(size, classes, generator=draw) < 0.6 * p).to(torch.uint8)
+    y[0, 0] = 1
+    return (p * steps).round() / steps if steps else p, y
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 12), st.sampled_from([0, 3, 10]))
+def test_gap_is_the_micro_averaged_average_precision(seed: int, size: int, classes: int, steps: int) -> None:
+    p, y = several(size, classes, seed, steps)
+    found = average_precision(p, y)
+    assert found == pytest.approx(average_precision_score(y.numpy(), p.numpy(), average="micro"), abs=1e-12)
+    if classes > 1:
+        other = multilabel_average_precision(p, y.long(), classes, average="micro", thresholds=None)
+        assert found == pytest.approx(float(other), abs=1e-5)
+
+
+def test_gap_at_its_ends() -> None:
+    y = torch.tensor([[1, 0], [0, 1]])
+    assert average_precision(y.float(), y) == 1.0
+    assert average_precision(torch.full((2, 2), 0.5), y) == 0.5, "all tied: the share of present entries"
+    assert average_precision(torch.rand(2, 2), torch.zeros(2, 2)) == 0.0, "no label is present"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_multilabel_metrics_are_the_formulas(seed: int, classes: int) -> None:
+    p, y = several(200, classes, seed)
+    found, q, present = multilabel_metrics(p, y), p.double().numpy(), y.numpy().astype(bool)
+    nll = -(np.where(present, np.log(q), np.log(1 - q))).sum(axis=1).mean()
+    assert found["nll"] == pytest.approx(nll, rel=1e-5)
+    bins, ece = np.floor(q * 15), 0.0
+    for b in range(15):
+        inside = bins == b
+        if inside.any():
+            ece += inside.mean() * abs(present[inside].mean() - q[inside].mean())
+    assert found["ece"] == pytest.approx(ece, abs=1e-5)
+    assert found.keys() == {"gap", "nll", "ece"}
+
+
+def test_a_multilabel_nll_is_floored_both_ways() -> None:
+    p, floor = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), -np.log(1e-12)
+    assert multilabel_metrics(p, torch.tensor([[1, 0], [1, 0]]))["nll"] == pytest.approx(2 * floor / 2)
+    assert multilabel_metrics(p, torch.tensor([[0, 1], [1, 0]]))["nll"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("p", "says"),
+    [
+        (torch.tensor([[0.2, 1.2]]), r"predict must give probabilities in \[0, 1\]; they range over 0.2..1.2"),
+        (torch.tensor([[-0.1, 0.5]]), "they range over -0.1..0.5"),
+        (torch.tensor([[float("nan"), 0.5]]), "NaN or infinite"),
+        (torch.tensor([[0.2, 0.3, 0.4]]), r"\[B, 2\], it gave \[1, 3\]"),
+    ],
+)
+def test_several_probabilities_are_each_in_0_1(p: torch.Tensor, says: str) -> None:
+    with pytest.raises(TrainingFailed, match=says):
+        check_probabilities(p, 2, multilabel=True)
+    check_probabilities(torch.tensor([[0.9, 0.8], [0.0, 0.0]]), 2, multilabel=True)
+
+
+class Reports(Classifier):
+    """Binary cross-entropy that also says which images look wrong, and what T is."""
+
+    name = "reports"
+    multilabel = True
+
+    def loss(self, batch, run):  # type: ignore[no-untyped-def]
+        return torch.nn.functional.binary_cross_entropy_with_logits(self(batch.x), batch.y)
+
+    def noise_scores(self, run):  # type: ignore[no-untyped-def]
+        return run.per_sample(lambda b: torch.nn.functional.softplus(self(b.x) * (1 - 2 * b.y)).amax(1))
+
+    def transition(self) -> torch.Tensor:
+        return torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+
+
+def test_what_is_measured_where_images_have_several_labels() -> None:
+    data = sample_data(multilabel=True)
+    noisy = inject(data.train_labels, "asymmetric", 0.4, num_classes=4, seed=0, mapping={1: 0})
+    setup = Setup(Reports, Reports.Hparams(), data, noisy.labels, RECIPE, 7, noisy, "cpu")
+    setup.train(journal := Memory())
+    metrics = journal.history[-1]["metrics"]
+    train_at, val_at = (at.numpy() for at in split(96, RECIPE, 7))
+
+    def predicted(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return setup.method.eval().predict(setup.run._loader.normalised(images)).double().numpy()
+
+    on_test, on_val, on_train = (
+        predicted(np.asarray(images))
+        for images in (data.test_images, data.train_images[val_at], data.train_images[train_at])
+    )
+    assert metrics["test.gap"] == pytest.approx(average_precision_score(data.test_labels, on_test, average="micro"))
+    of_val = average_precision_score(noisy.labels[val_at], on_val, average="micro")
+    assert metrics["val.gap"] == pytest.approx(of_val), "under the noisy labels"
+    wrong = noisy.labels[train_at] != data.train_labels[train_at]
+    assert metrics["train.memorised"] == pytest.approx(
+        np.mean((on_train > 0.5)[wrong] == noisy.labels[train_at][wrong])
+    )
+    scores = setup.method.noise_scores(setup.run)
+    assert scores is not None
+    assert metrics["train.noise_auc"] == pytest.approx(roc_auc_score(wrong.any(axis=1), scores.detach().numpy()))
+    assert metrics["train.transition_error"] == pytest.approx((0.1 + 0.1 + 0.2 + 0.2) / 4)
+    assert not {"test.accuracy", "val.accuracy", "test.top5"} & set(metrics)
+
+
+def test_a_t_of_the_classes_is_refused_where_t_is_of_entries() -> None:
+    class Wide(Reports):
+        def transition(self) -> torch.Tensor:
+            return torch.eye(4)
+
+    data = sample_data(multilabel=True)
+    setup = Setup(Wide, Wide.Hparams(), data, data.train_labels, RECIPE, 7, accelerator="cpu")
+    with pytest.raises(TrainingFailed, match=r"transition must give finite \[2, 2\], it gave \[4, 4\]"):
+        setup.train(Memory())

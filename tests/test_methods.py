@@ -15,7 +15,7 @@ from noisebench import registry
 from noisebench.assembly import make_hparams, method_class
 from noisebench.checks import check_method
 from noisebench.errors import BrokenPlugin, TrainingFailed, UserError
-from noisebench.method import Batch, Task
+from noisebench.method import Batch, Classifier, Task, sigmoid_loss, sigmoid_predict
 from noisebench.methods.cross_entropy import CrossEntropy as CE
 from noisebench.methods.loss_correction import estimate_transition
 
@@ -29,6 +29,11 @@ def test_every_method_conforms(name: str) -> None:
 def test_ensembles_of_other_methods_conform(member: str) -> None:
     cls = method_class("ensemble")
     check_method(cls, cls.Hparams(member=member, size=2))
+
+
+def test_cross_entropy_with_sigmoids_conforms() -> None:
+    cls = method_class("ce")
+    check_method(cls, cls.Hparams(link="sigmoid"))
 
 
 @pytest.mark.parametrize("name", sorted(registry.methods().entries))
@@ -314,7 +319,8 @@ def test_settings_that_are_no_dataclass_are_a_broken_plug_in_and_not_the_user_s_
         ("forward", {"estimate_at": 2.5}, r"hparams\.estimate_at: 2\.5"),
         ("co_teaching", {"ramp": -3}, r"hparams\.ramp: -3"),
         ("co_teaching", {"forget": 0.1}, "hparams 'forget' is unknown; did you mean forget_rate"),
-        ("ce", {"q": 1}, "has no hparams"),
+        ("ce", {"q": 1}, "method 'ce': hparams 'q' is unknown"),
+        ("ce", {"link": "probit"}, r"hparams\.link: 'probit': should be 'softmax' or 'sigmoid'"),
         ("ensemble", {"size": 0}, r"hparams\.size: 0"),
     ],
 )
@@ -322,3 +328,88 @@ def test_wrong_settings_name_the_key_the_value_and_the_range(name: str, hparams:
     with pytest.raises(UserError, match=says) as caught:
         make_hparams(method_class(name), hparams, f"method '{name}'")
     assert "\n" not in str(caught.value)
+
+
+def test_a_method_without_settings_says_so() -> None:
+    class Plain(Classifier):
+        name = "plain"
+
+    with pytest.raises(UserError, match="method 'plain' has no hparams"):
+        make_hparams(Plain, {"q": 1}, "method 'plain'")
+
+
+# ----------------------------------------------------------------------------------------- several labels an image
+
+
+def sigmoid64(logits: Tensor) -> Any:
+    return 1 / (1 + np.exp(-logits.double().numpy()))
+
+
+def binary_entropy(logits: Tensor, y: Any) -> float:
+    """sum over classes of -[y log p + (1 - y) log(1 - p)], mean over the batch, in float64."""
+    p = sigmoid64(logits)
+    return float(-(y * np.log(p) + (1 - y) * np.log(1 - p)).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+def test_ce_of_several_labels_is_the_binary_cross_entropy_whatever_the_link(link: str) -> None:
+    logits, _ = logits_and_labels()
+    y = torch.randint(2, logits.shape, generator=torch.Generator().manual_seed(1)).float()
+    cls = method_class("ce")
+    method = cls(cls.Hparams(link=link))
+    method.build(Task(5, 12, (1, 1, 1), 1, lambda: nn.Flatten(), multilabel=True))
+    method.net = Given(logits)
+    loss = method.loss(Batch(torch.eye(12), y, torch.arange(12)), run_at())
+    assert loss.item() == pytest.approx(binary_entropy(logits, y.numpy()), rel=1e-5)
+    np.testing.assert_allclose(method.predict(torch.eye(12)).detach().numpy(), sigmoid64(logits), rtol=1e-5)
+
+
+def test_sigmoids_on_one_label_are_trained_on_its_one_hot_row_and_predict_on_the_simplex() -> None:
+    logits, y = logits_and_labels()
+    method = made("ce", logits, link="sigmoid")
+    loss = method.loss(batch_of(y), run_at())
+    assert loss.item() == pytest.approx(binary_entropy(logits, np.eye(5)[y.numpy()]), rel=1e-5)
+    p = sigmoid64(logits)
+    predicted = method.predict(torch.eye(12)).detach().numpy()
+    np.testing.assert_allclose(predicted, p / p.sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_sigmoids_that_underflow_still_give_a_prediction_and_a_gradient() -> None:
+    logits = torch.tensor([[-300.0, -301.0, -300.0]], requires_grad=True)
+    p = sigmoid_predict(logits.detach(), multilabel=False)
+    e = np.exp([0.0, -1.0, 0.0])
+    np.testing.assert_allclose(p[0].numpy(), e / e.sum(), rtol=1e-6)
+    loss = sigmoid_loss(logits, torch.tensor([1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(301.0)
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == [0.0, -1.0, 0.0]
+
+
+def test_sigmoid_loss_is_in_float32_from_half_and_in_float64_from_double() -> None:
+    logits, y = logits_and_labels()
+    assert sigmoid_loss(logits.bfloat16(), y).dtype == torch.float32
+    assert sigmoid_loss(logits.double(), y).item() == pytest.approx(
+        binary_entropy(logits, np.eye(5)[y.numpy()]), rel=1e-12
+    )
+    assert sigmoid_predict(logits.bfloat16(), multilabel=True).dtype == torch.float32
+
+
+def test_an_ensemble_takes_several_labels_where_its_member_does() -> None:
+    import noisebench
+    from noisebench.checks import sample_data
+
+    cls, data = method_class("ensemble"), sample_data(multilabel=True)
+    assert cls.multilabel_with(cls.Hparams(member="ce"))
+    assert not cls.multilabel_with(cls.Hparams(member="gce"))
+    assert not cls.multilabel_with(cls.Hparams(member="ensemble", settings={"member": "gce"}))
+    recipe = {"epochs": 1, "batch_size": 16}
+    found = noisebench.fit("ensemble", data, hparams={"size": 2}, recipe=recipe)
+    assert "gap" in found.metrics["last"]
+    with pytest.raises(UserError, match="'ensemble' under these settings is for one label an image, and this dataset"):
+        noisebench.fit("ensemble", data, hparams={"size": 2, "member": "gce"}, recipe=recipe)
+
+
+@pytest.mark.parametrize("name", sorted(registry.methods().entries))
+def test_what_a_method_says_of_several_labels_can_be_read_without_importing_it(name: str) -> None:
+    assert registry.methods()[name].constants.get("multilabel", False) is method_class(name).multilabel

@@ -396,6 +396,12 @@ def test_description(kind, rate, options, label):
     assert noise.describe(kind, rate, **options) == label
 
 
+def test_the_two_asymmetric_noises_of_several_labels_are_told_apart() -> None:
+    missing, false = (noise.describe("asymmetric", 0.3, mapping=mapping) for mapping in ({1: 0}, {"0": 1}))
+    assert (missing, false) == ("asymmetric 30% (1 to 0)", "asymmetric 30% (0 to 1)")
+    assert noise.describe("asymmetric", 0.3, mapping={1: 0, 2: 0}) == noise.describe("asymmetric", 0.3)
+
+
 def test_two_matrices_of_one_rate_have_two_descriptions():
     other = [[0.6, 0.4, 0], [0, 0.8, 0.2], [0.1, 0.2, 0.7]]
     first, second = (noise.describe("matrix", None, T=matrix) for matrix in (OWN, other))
@@ -734,3 +740,114 @@ def test_other_arguments_are_named():
     for attempt in (noisy.realised_transition, lambda labels: noise.save(noisy, "nowhere", true_labels=labels)):
         with pytest.raises(UserError, match="true_labels: 1 labels do not fit 2 noisy ones"):
             attempt([0])
+
+
+# ---------------------------------------------------------------- several labels a sample
+
+
+def multihot(samples: int = 3_000, classes: int = 4, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).random((samples, classes)) < 0.3).astype(np.uint8)
+
+
+ENTRYWISE = {
+    "none": (None, {}),
+    "symmetric": (0.1, {}),
+    "pairflip": (0.2, {}),
+    "asymmetric": (0.3, {"mapping": {1: 0}}),
+    "class_dependent": (0.2, {}),
+    "matrix": (None, {"T": [[0.98, 0.02], [0.25, 0.75]]}),
+}
+
+
+@pytest.mark.parametrize("kind", ENTRYWISE)
+def test_each_entry_of_multihot_labels_is_a_label_of_two_classes(kind, tmp_path):
+    (rate, options), true = ENTRYWISE[kind], multihot()
+    noisy = noise.inject(true, kind, rate, num_classes=4, seed=5, **options)
+    plain = noise.inject(true.ravel(), kind, rate, num_classes=2, seed=5, **options)
+    assert (noisy.labels.dtype, noisy.num_classes, noisy.states) == (np.uint8, 4, 2)
+    np.testing.assert_array_equal(noisy.labels.ravel(), plain.labels)
+    np.testing.assert_array_equal(noisy.transition, plain.transition)
+    np.testing.assert_array_equal(noisy.realised_transition(true), plain.realised_transition(true.ravel()))
+    assert noisy.realised_rate == plain.realised_rate == np.mean(noisy.labels != true)
+    assert (noisy.expected_rate, noisy.description) == (plain.expected_rate, plain.description)
+    assert abs(noisy.realised_rate - noisy.expected_rate) <= 5 * math.sqrt(0.25 / true.size)
+    assert noisy.sha256 == hashlib.sha256(noisy.labels.tobytes()).hexdigest()
+
+    folder = noise.save(noisy, tmp_path / "a", true_labels=true)
+    found, facts = noise.load(folder), json.loads((folder / "noise.json").read_text())
+    np.testing.assert_array_equal(found.labels, noisy.labels)
+    np.testing.assert_array_equal(found.transition, noisy.transition)
+    assert (found.labels.dtype, found.states, found.sha256) == (np.uint8, 2, noisy.sha256)
+    assert (facts["multilabel"], facts["num_classes"], facts["num_samples"]) == (True, 4, 3_000)
+    assert facts["true_sha256"] == hashlib.sha256(true.tobytes()).hexdigest() == noise.sha256_of(true)
+    noise.draw_transition(found.transition, found.realised_transition(true), tmp_path / "t.png", ["absent", "present"])
+    assert noise.save(noisy, folder) == folder
+
+
+def test_labels_that_go_missing_and_labels_that_are_false():
+    true = multihot()
+    missing = noise.inject(true, "asymmetric", 0.3, num_classes=4, seed=0, mapping={1: 0}).labels
+    false = noise.inject(true, "asymmetric", 0.3, num_classes=4, seed=0, mapping={0: 1}).labels
+    assert not (missing & ~true).any()
+    assert np.mean(missing[true == 1] == 0) == pytest.approx(0.3, abs=0.04)
+    assert (false[true == 1] == 1).all()
+    assert np.mean(false[true == 0]) == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((2, 5), np.uint8), "labels: shape (2, 5) is not [N], one integer for each sample, nor [N, 3]"),
+        (np.zeros((0, 3), np.uint8), "labels: empty"),
+        (np.array([[0, 1, 2]]), "labels: entry [0, 2] is 2; multi-hot labels are 0 or 1"),
+        (np.array([[0, 1, -1]]), "labels: entry [0, 2] is -1"),
+        (np.array([[0.0, 1.0, 0.5]]), "labels: dtype float64 is not an integer type; 0 and 1"),
+        (np.zeros((2, 3, 3), int), "labels: shape (2, 3, 3) is not [N]"),
+    ],
+)
+def test_bad_multihot_labels(labels, message):
+    with pytest.raises(UserError) as error:
+        noise.inject(labels, "symmetric", 0.4, num_classes=3, seed=0)
+    assert message in str(error.value)
+
+
+def test_a_mistake_about_several_labels_is_named_with_and_without_labels():
+    for kind, rate, options, message in [
+        ("instance", 0.4, {}, "noise 'instance' is for one label a sample, and here are several; use none, symmetric,"),
+        ("symmetric", 0.6, {}, "for 2 classes, (K-1)/K = 0.5"),
+        ("asymmetric", 0.3, {"mapping": {2: 0}}, "mapping: class 2 is out of range; classes are 0..1"),
+        ("matrix", None, {"T": np.eye(4)}, "T: 4 x 4 does not fit 2 classes"),
+    ]:
+        for attempt in (
+            lambda k=kind, r=rate, o=options: noise.inject(multihot(9), k, r, num_classes=4, seed=0, **o),
+            lambda k=kind, r=rate, o=options: noise.check(k, r, o, 4, multilabel=True),
+            lambda k=kind, r=rate, o=options: noise.check(k, r, o, None, multilabel=True),
+        ):
+            with pytest.raises(UserError) as error:
+                attempt()
+            assert message in str(error.value)
+    noisy = noise.inject(multihot(9), "none", num_classes=4, seed=0)
+    with pytest.raises(UserError, match=r"true_labels: \[8, 4\] labels do not fit \[9, 4\] noisy ones"):
+        noisy.realised_transition(multihot(8))
+
+
+def test_multihot_labels_from_a_file(tmp_path):
+    true, wrong = multihot(50), multihot(50, seed=1)
+    np.save(tmp_path / "a.npy", wrong)
+    np.savez(tmp_path / "a.npz", labels=wrong)
+    for name in ("a.npy", "a.npz"):
+        noisy = noise.inject(true, "file", num_classes=4, seed=0, path=tmp_path / name)
+        np.testing.assert_array_equal(noisy.labels, wrong)
+        np.testing.assert_allclose(noisy.transition, noisy.realised_transition(true))
+        assert noisy.realised_rate == np.mean(true != wrong)
+    for labels, content, message in [
+        (true, wrong[:40], "has [40, 4] labels, but the data set has [50, 4]"),
+        (true, wrong.T, "has [4, 50] labels, but the data set has [50, 4]"),
+        (true, wrong.ravel(), "has [200] labels, but the data set has [50, 4]"),
+        (balanced(50, 4), wrong, "has [50, 4] labels, but the data set has [50]"),
+        (true, wrong * 3, "is 3; multi-hot labels are 0 or 1"),
+    ]:
+        np.save(tmp_path / "b.npy", content)
+        with pytest.raises(UserError) as error:
+            noise.inject(labels, "file", num_classes=4, seed=0, path=tmp_path / "b.npy")
+        assert message in str(error.value)

@@ -70,6 +70,14 @@ def test_where_nobody_watches_every_cell_is_a_line(tmp_path: Path) -> None:
     assert second.endswith("symmetric 40% (excl. true) · seed 0: last 93.12%, 2.0 s")
 
 
+def test_the_line_of_a_cell_with_several_labels_an_image_is_of_gap(tmp_path: Path) -> None:
+    shown, cells = console(terminal=False), BOARD.cells()
+    with BoardProgress(shown, BOARD) as bar:
+        bar.start(cells, 0, tmp_path)
+        bar.done(cells[0], {"status": "finished", "metrics": {"last": {"epoch": 9, "gap": 0.875}}, "seconds": 2.04})
+    assert text_of(shown).splitlines()[1].endswith("seed 0: last gAP 87.50%, 2.0 s")
+
+
 def test_a_finished_board_says_nothing(tmp_path: Path) -> None:
     shown = console(terminal=False)
     with BoardProgress(shown, BOARD) as bar:

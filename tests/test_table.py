@@ -425,3 +425,96 @@ def test_importing_is_cheap() -> None:
     heavy = "{'torch', 'mlflow', 'scipy', 'statsmodels', 'pandas', 'numpy', 'rich'}"
     code = f"import sys, noisebench.drawing; sys.exit(str({heavy} & set(sys.modules) or ''))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.strip() == ""
+
+
+# ----------------------------------------------------------------------------------------- several labels an image
+
+MULTI = ("multi_digits", "asymmetric 30%")
+GAP = Kind("selected", "gap")
+
+
+def multi(label: str, seed: int, gap: float, **more: Any) -> dict[str, Any]:
+    at = {"epoch": 60, "gap": gap, "nll": 1.5, "ece": 0.05, "memorised": 0.25}
+    metrics = {"selected": at, "last": {**at, "gap": 0.5}, "best": {**at, "gap": 0.95}}
+    return cell(label, seed, None, MULTI, metrics=metrics, **more)
+
+
+MIXED = """\
+digits · symmetric 40% (excl. true)
+method  selected %    last %        best (oracle) %  memorised (last) %
+───────────────────────────────────────────────────────────────────────
+het     61.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+ce      71.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+
+multi_digits · asymmetric 30% · gAP
+method  selected %    last %        best (oracle) %  memorised (last) %
+───────────────────────────────────────────────────────────────────────
+het     81.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+ce      41.00 ± 1.00  50.00 ± 0.00  95.00 ± 0.00     25.00 ± 0.00
+
+mixed
+              digits                      multi_digits
+        mean  symmetric 40% (excl. true)  asymmetric 30%
+method  rank  accuracy                    gAP
+────────────────────────────────────────────────────────
+het     1.50  61.00 ± 1.00 †              81.00 ± 1.00
+ce      1.50  71.00 ± 1.00                41.00 ± 1.00 †
+
+accuracy / gAP in % at the epoch selected on held-out noisy labels; mean ± sd over 3 seeds; bold:
+best.
+†: differs from the best (two-tailed Welch t-test, Holm-corrected over the column, p < 0.05).
+Rank: mean over 2 columns (1 is best, ties shared) of the 2 methods complete in all of them.
+NLL, ECE and the rest: in the written files (or with --details). Leaderboard rules: version 1.
+"""
+
+
+def mixed_board() -> list[dict[str, Any]]:
+    ce = [r for s in range(3) for r in (cell("ce", s, 0.70 + s / 100), multi("ce", s, 0.40 + s / 100))]
+    return ce + [r for s in range(3) for r in (cell("het", s, 0.60 + s / 100), multi("het", s, 0.80 + s / 100))]
+
+
+def test_a_board_may_mix_accuracy_and_gap() -> None:
+    table = Table.from_results(mixed_board(), title="mixed", columns_order=[COLUMN, MULTI])
+    text = drawn(table, details="short")
+    assert "\n".join(line.rstrip() for line in text.splitlines()) + "\n" == MIXED
+    for metric in ("accuracy", "gap"):
+        again = Table.from_results(mixed_board(), metric=metric, columns_order=[COLUMN, MULTI])
+        assert (again.ranks, again.ranking_of(Column(*MULTI))) == (table.ranks, GAP)
+        assert again.ranking_of(Column(*COLUMN)) == SELECTED
+    ranking = {(r["method"], r["dataset"]): (r["metric"], r["mean"]) for r in table.records() if r["ranking"]}
+    assert ranking == {
+        ("ce", "digits"): ("accuracy", pytest.approx(0.71)),
+        ("ce", "multi_digits"): ("gap", pytest.approx(0.41)),
+        ("het", "digits"): ("accuracy", pytest.approx(0.61)),
+        ("het", "multi_digits"): ("gap", pytest.approx(0.81)),
+    }
+    assert "Details: metrics but accuracy and gAP are at the epoch of the ranking." in table.to_markdown()
+    assert "asymmetric 30% gAP" in table.to_markdown()
+
+
+def test_a_board_of_gap_alone_says_so_once() -> None:
+    results = [
+        multi(name, seed, 0.4 + seed / 100 + m / 10) for m, name in enumerate(["ce", "het"]) for seed in range(3)
+    ]
+    table = Table.from_results(results)
+    assert table.ranking == GAP
+    assert json.loads(table.to_json())["ranking"] == {"metric": "gap", "epoch": "selected"}
+    assert notes(table)[0].startswith("gAP in % at the epoch selected")
+    assert main_grid(table).heads == [("rank",), MULTI]
+    assert [head[0] for head in detail_grids(table)[0].heads][:4] == ["selected", "last", "best (oracle)", "NLL"]
+    assert table.ranks == {"het": 1.0, "ce": 2.0}
+    assert "accuracy" not in table.to_markdown() + table.to_csv()
+
+
+def test_any_other_metric_ranks_both_kinds_of_column_alike() -> None:
+    table = Table.from_results(mixed_board(), metric="nll")
+    assert {table.ranking_of(column).metric for column in table.columns} == {"nll"}
+    assert main_grid(table).heads[1:] == [COLUMN, MULTI]
+    assert notes(table)[0].startswith("NLL (lower is better)")
+
+
+def test_a_column_of_which_nothing_is_finished_yet_is_not_run() -> None:
+    results = [r for r in mixed_board() if r["dataset"] == "digits"] + [missing("ce", 0, MULTI)]
+    table = Table.from_results(results)
+    assert {str(row[2]) for _, row in main_grid(table).rows} == {"not run"}
+    assert table.ranking == SELECTED
