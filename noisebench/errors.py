@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake in what the user gave. The message is one line: what was wrong, where, what would be right."""
 
+    def __init__(self, message: str = "") -> None:
+        """A line break or another unprintable character of what was given is shown as its escape."""
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
+
 
 class BrokenPlugin(UserError):
     """A method or dataset that cannot be imported or breaks the contract: its cells fail, the others go on."""

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread (bits depend on the number), no colours, no MLflow store of the user's."""
+"""Shared by all tests: the same random examples, one thread (bits depend on the number), no colours, no user's MLflow."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "120"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
+import hypothesis
 import pytest
 import torch
 
+hypothesis.settings.register_profile("same", derandomize=True, database=None)  # the same examples in every run
+hypothesis.settings.load_profile("same")
 torch.set_num_threads(1)
 
 

@@ -318,3 +318,9 @@ def test_no_text_ends_in_a_traceback(text: str) -> None:
         build(Benchmark, data, "fuzz.yaml")
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def test_a_name_with_a_line_break_is_one_line() -> None:
+    with pytest.raises(UserError) as raised:
+        build(Benchmark, {"name": "x", "datasets": ["digits"], "noise": [{"kind": "\n"}], "methods": ["ce"]}, "x.yaml")
+    assert r"noise kind '\n' is unknown" in str(raised.value)
