@@ -1,4 +1,4 @@
-"""Shared by all tests: the same random examples, one thread (bits depend on the number), no colours, no user's MLflow."""
+"""Shared by all tests: the same random examples, one thread (its number decides bits), no colours, no MLflow URI."""
 
 from __future__ import annotations
 
