@@ -343,7 +343,7 @@ LABELS = ("inject", "--out", "o", "--noise", "file", "--option")
         (("run", "--epochs", "0"), "recipe.epochs: 0: should be greater than or equal to 1"),
         (("run", "--rate", "40"), "rate: 40 is out of range; it must be in [0, 1] (did you mean 0.4?)"),
         (("run", "--set", "methods=[ce, gce]"), "run trains one cell, and this makes 2"),
-        (("run", "--method", "a\nb"), "method 'a b' is unknown"),
+        (("run", "--method", "a\nb"), "method 'a\\nb' is unknown"),
         (("run", "--out", "file/x", "--epochs", "1"), "Not a directory"),
         (("leaderboard", "digitz"), "did you mean digits"),
         (("leaderboard", "gone.yaml"), "gone.yaml: no such file"),
