@@ -91,11 +91,6 @@ def _plain(step: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
-def _zeros(shape: torch.Size, like: Tensor) -> Tensor:
-    """Contiguous, which `zeros_like` is not for a transposed tensor."""
-    return like.new_zeros(shape)
-
-
 class Direct:
     """Noise on the logits: u = loc + scale * e + factors z, or + gain * (factors z) with factors [K, R].
 
@@ -127,12 +122,12 @@ class Direct:
         return self._loc[at], None, coefs, noises
 
     def zeros(self) -> Any:
-        """Where gradients are gathered."""
+        """Where gradients are gathered: contiguous, which `zeros_like` is not for a transposed tensor."""
         inputs = (self._loc, self._scale, self._factors, self._gain)
         if self._full is None:
-            return [None if x is None else _zeros(x.shape, x) for x in inputs]
+            return [None if x is None else x.new_zeros(x.shape) for x in inputs]
         # [B, R + 1, K]: the product that fills it is twice as fast in this order
-        return [None, _zeros(self._scale.shape, self._scale), _zeros(self._full.mT.shape, self._full), None]
+        return [None, self._scale.new_zeros(self._scale.shape), self._full.new_zeros(self._full.mT.shape), None]
 
     def gather(self, grads: Any, at: slice, block: Block, found: Found, shared: Tensor | None) -> None:
         """Add a chunk's share."""
@@ -161,15 +156,12 @@ class Projected:
     """Noise on the features (HET-XL): u = weight (loc + scale * e + factors z) + bias.
 
     Args:
-        loc, scale: [B, D]; factors: [B, D, R], or [D, R] with gain [B, D], or None; weight: [K, D]; bias: [K].
+        noise: of the features, with D in place of K; weight: [K, D]; bias: [K].
     """
 
-    def __init__(
-        self, loc: Tensor, scale: Tensor, factors: Tensor | None, gain: Tensor | None, weight: Tensor, bias: Tensor
-    ) -> None:
-        self._noise = Direct(loc, scale, factors, gain)
-        self._weight, self._bias, self.like = weight, bias, loc
-        self.rank, self.dim, self.num_classes = self._noise.rank, loc.shape[1], weight.shape[0]
+    def __init__(self, noise: Direct, weight: Tensor, bias: Tensor) -> None:
+        self._noise, self._weight, self._bias, self.like = noise, weight, bias, noise.like
+        self.rank, self.dim, self.num_classes = noise.rank, noise.dim, weight.shape[0]
         self._features: Tensor
 
     def shared(self, block: Block) -> Tensor | None:
@@ -184,7 +176,7 @@ class Projected:
 
     def zeros(self) -> Any:
         """Where gradients are gathered."""
-        return [*self._noise.zeros(), *(_zeros(x.shape, x) for x in (self._weight, self._bias))]
+        return [*self._noise.zeros(), *(x.new_zeros(x.shape) for x in (self._weight, self._bias))]
 
     def gather(self, grads: Any, at: slice, block: Block, found: Found, shared: Tensor | None) -> None:
         """Add a chunk's share; `parts` was just called for it."""
@@ -212,12 +204,12 @@ class Plan:
 
     Args:
         form: the problem; draws: its samples, whose blocks are cut further, evenly.
-        batch: B; budget: elements in a chunk.
+        budget: elements in a chunk.
     """
 
-    def __init__(self, form: Form, draws: Draws, batch: int, budget: int) -> None:
-        self._form, self._draws, self._batch = form, draws, batch
-        together = max(1, batch) if draws.batch is None else 1
+    def __init__(self, form: Form, draws: Draws, budget: int) -> None:
+        self._form, self._draws, self._batch = form, draws, len(form.like)
+        together = max(1, self._batch) if draws.batch is None else 1
         rows = max(1, budget // max(form.num_classes, form.dim))
         self.samples = min(draws.block_size, _power_of_two(max(rows // together, min(rows, 64))))
         most = max(1, min(together, rows // self.samples))
@@ -241,10 +233,10 @@ def _power_of_two(n: int) -> int:
     return 1 << (n.bit_length() - 1)
 
 
-def log_mean_softmax(form: Form, draws: Draws, batch: int, budget: int, compiled: bool) -> Tensor:
+def log_mean_softmax(form: Form, draws: Draws, budget: int, compiled: bool) -> Tensor:
     """log (1/S) sum_s softmax(u_s) [B, K]."""
-    plan = Plan(form, draws, batch, budget)
-    total = form.like.new_zeros(batch, form.num_classes)
+    plan = Plan(form, draws, budget)
+    total = form.like.new_zeros(len(form.like), form.num_classes)
     shift = torch.full_like(total, -math.inf)
     for at, block, shared, full in plan.chunks():
         parts = form.parts(at, block, shared)
@@ -257,10 +249,10 @@ def log_mean_softmax(form: Form, draws: Draws, batch: int, budget: int, compiled
 
 
 def gradients(
-    form: Form, draws: Draws, grad: Tensor, log_probs: Tensor, budget: int, compiled: bool
+    grad: Tensor, log_probs: Tensor, form: Form, draws: Draws, budget: int, compiled: bool
 ) -> list[Tensor | None]:
     """Gradients of the form's arguments for an upstream gradient [B, K] of the log-probabilities."""
-    plan = Plan(form, draws, len(grad), budget)
+    plan = Plan(form, draws, budget)
     shift = log_probs + math.log(draws.num_samples)
     grads = form.zeros()
     for at, block, shared, full in plan.chunks():

@@ -11,8 +11,9 @@ import math
 import os
 import shutil
 import warnings
-from functools import cache
-from typing import Any, Literal
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, Literal, get_args
 
 import torch
 import torch.utils.checkpoint
@@ -142,19 +143,6 @@ def _column(weight: Tensor, factors: Tensor, gain: Tensor | None, r: int) -> Ten
 # ------------------------------------------------------------------------------ the integral as an operator of torch
 
 
-def _form(
-    loc: Tensor,
-    scale: Tensor,
-    factors: Tensor | None,
-    gain: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-) -> Form:
-    if weight is None or bias is None:
-        return Direct(loc, scale, factors, gain)
-    return Projected(loc, scale, factors, gain, weight, bias)
-
-
 def _use_triton(backend: str, loc: Tensor, weight: Tensor | None, sampling: str) -> bool:
     fits = loc.dtype == torch.float32 and weight is None and sampling != "sobol" and kernels.available(loc.device)
     if backend == "triton" and not fits:
@@ -181,35 +169,41 @@ def _compiler_found() -> bool:
 _broken_compiler: list[str] = []
 
 
-def _streamed(run: Any, form: Form, batch: int, num_samples: int, backend: str, chunk: int) -> Any:
-    """`run(budget, compiled)` with what the backend asks for; without the compiler where it fails unasked."""
-    device = form.like.device.type
+def _streamed(
+    work: Callable[[Form, Draws, int, bool], Any],
+    loc: Tensor,
+    scale: Tensor,
+    factors: Tensor | None,
+    gain: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor,
+    num_samples: int,
+    per_example: bool,
+    sampling: Any,
+    backend: str,
+    chunk: int,
+) -> Any:
+    """`work(form, draws, budget, compiled)` as the backend asks for it; uncompiled where the compiler fails unasked."""
+    noise = Direct(loc, scale, factors, gain)
+    form: Form = noise if weight is None or bias is None else Projected(noise, weight, bias)
+    kind: dict[str, Any] = {"sampling": sampling, "dtype": loc.dtype, "device": loc.device}
+    batch = len(loc)
+    draws = Draws(int(seed), num_samples, form.rank, form.dim, batch=batch if per_example else None, **kind)
+    on_cpu, large = loc.device.type == "cpu", batch * num_samples * form.num_classes >= _WORTH_COMPILING
+    unasked = backend == "auto" and on_cpu and large and _compiler_found() and not _broken_compiler
     # A backward pass may run inside the autocast region of the forward pass; and a graph compiled for tensors with a
     # gradient would be another than that for those without.
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        return _cut(run, form, batch, num_samples, backend, chunk)
-
-
-def _cut(run: Any, form: Form, batch: int, num_samples: int, backend: str, chunk: int) -> Any:
-    device = form.like.device.type
-    large = batch * num_samples * form.num_classes >= _WORTH_COMPILING
-    auto = backend == "auto" and device == "cpu" and large and _compiler_found() and not _broken_compiler
-    if backend == "compiled" or auto:
-        try:
-            return run(chunk or _CHUNK["compiled" if device == "cpu" else "cuda"], True)
-        except Exception as error:
-            if not auto or "memory" in str(error):
-                raise
-            _broken_compiler.append(str(error))
-            warnings.warn(f"noisebench: torch.compile fails here, slower without: {error}"[:300], stacklevel=2)
-    return run(chunk or _CHUNK["eager" if device == "cpu" else "cuda"], False)
-
-
-def _draws(seed: Tensor, form: Form, batch: int, num_samples: int, per_example: bool, sampling: Any) -> Draws:
-    like = form.like
-    rows = batch if per_example else None
-    kind: dict[str, Any] = {"batch": rows, "sampling": sampling, "dtype": like.dtype, "device": like.device}
-    return Draws(int(seed), num_samples, form.rank, form.dim, **kind)
+    with torch.no_grad(), torch.autocast(loc.device.type, enabled=False):
+        if backend == "compiled" or unasked:
+            try:
+                return work(form, draws, chunk or _CHUNK["compiled" if on_cpu else "cuda"], True)
+            except Exception as error:
+                if not unasked or "memory" in str(error):
+                    raise
+                _broken_compiler.append(str(error))
+                warnings.warn(f"noisebench: torch.compile fails here, slower without: {error}"[:300], stacklevel=2)
+        return work(form, draws, chunk or _CHUNK["eager" if on_cpu else "cuda"], False)
 
 
 @torch.library.custom_op("noisebench::log_probs", mutates_args=())
@@ -230,17 +224,8 @@ def _log_probs(
     """Log-probabilities [B, K]; and the log-normalisers [B, S] where the fused kernels made them, else nothing."""
     if _use_triton(backend, loc, weight, sampling):
         return kernels.forward(*_fused(loc, scale, factors, gain, seed, num_samples), **_flags(per_example, sampling))
-    form = _form(loc, scale, factors, gain, weight, bias)
-    draws = _draws(seed, form, len(loc), num_samples, per_example, sampling)
-    found = _streamed(
-        lambda budget, compiled: log_mean_softmax(form, draws, len(loc), budget, compiled),
-        form,
-        len(loc),
-        num_samples,
-        backend,
-        chunk,
-    )
-    return found, loc.new_empty(0)
+    given = (loc, scale, factors, gain, weight, bias, seed, num_samples, per_example, sampling, backend, chunk)
+    return _streamed(log_mean_softmax, *given), loc.new_empty(0)
 
 
 @_log_probs.register_fake
@@ -270,19 +255,11 @@ def _log_probs_backward(
 ) -> list[Tensor]:
     """Gradients of the tensors that are there, in their order."""
     if _use_triton(backend, loc, weight, sampling):
-        given = _fused(loc, scale, factors, gain, seed, num_samples)
-        made = kernels.backward(grad, log_probs, lse, *given, **_flags(per_example, sampling))
+        fused = _fused(loc, scale, factors, gain, seed, num_samples)
+        made = kernels.backward(grad, log_probs, lse, *fused, **_flags(per_example, sampling))
         return [x for x in made if x is not None]
-    form = _form(loc, scale, factors, gain, weight, bias)
-    draws = _draws(seed, form, len(loc), num_samples, per_example, sampling)
-    found = _streamed(
-        lambda budget, compiled: gradients(form, draws, grad, log_probs, budget, compiled),
-        form,
-        len(loc),
-        num_samples,
-        backend,
-        chunk,
-    )
+    given = (loc, scale, factors, gain, weight, bias, seed, num_samples, per_example, sampling, backend, chunk)
+    found = _streamed(partial(gradients, grad, log_probs), *given)
     return [x for x in found if x is not None]
 
 
@@ -337,11 +314,10 @@ def _check(
     expected: dict[str, tuple[Tensor | None, list[Any]]] = {
         "scale": (scale, [batch, dim]),
         "gain": (gain, [batch, dim]),
+        "factors": (factors, [batch, dim, "rank"] if gain is None else [dim, "rank"]),
     }
     if weight is not None:
         expected |= {"weight": (weight, ["classes", dim]), "bias": (bias, [weight.shape[0]])}
-    rank = "rank"
-    expected["factors"] = (factors, [batch, dim, rank] if gain is None else [dim, rank])
     for name, (value, shape) in expected.items():
         if value is None and name != "scale":
             continue
@@ -364,7 +340,7 @@ def _check(
     for name, count in (("num_samples", num_samples), ("chunk", 1 if chunk is None else chunk)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise UserError(f"{name}: {count!r}; give an int of 1 or more")
-    for name, option, known in (("link", link, ("softmax", "sigmoid")), ("backend", backend, Backend.__args__)):  # type: ignore[attr-defined]
+    for name, option, known in (("link", link, get_args(Link)), ("backend", backend, get_args(Backend))):
         if option not in known:
             raise UserError(f"{name}: {option!r}; give one of {', '.join(known)}")
     if link == "softmax":
