@@ -92,6 +92,10 @@ class Ensemble(Method):
         """The mean of the members' scores, where they have any."""
         return _mean([member.noise_scores(run) for member in self._members()])
 
+    def inlier_scores(self, x: Tensor) -> Tensor | None:
+        """The mean of the members' scores, where they have any."""
+        return _mean([member.inlier_scores(x) for member in self._members()])
+
     def transition(self) -> Tensor | None:
         """The mean of the members' T, where they have one."""
         return _mean([member.transition() for member in self._members()])

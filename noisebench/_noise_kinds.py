@@ -29,11 +29,18 @@ _CHUNK = 1 << 18  # samples at a time: temporaries stay in cache, memory stays O
 
 
 class Drawn(NamedTuple):
-    """Noisy labels [N], the share of wrong ones that T implies, and T [K, K] where only the draw knows it."""
+    """Noisy labels [N], the share of wrong ones that T implies, and T [K, K] where only the draw knows it.
+
+    For open-set noise also `outliers` int64 [N], the image of the source that stands in for each sample or -1,
+    `labelled` bool [N], and `source_size`, how many images the source has.
+    """
 
     labels: IntArray
     expected_rate: float
     transition: FloatArray | None = None
+    outliers: IntArray | None = None
+    labelled: NDArray[np.bool_] | None = None
+    source_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -174,8 +181,8 @@ class Symmetric(_Replacing):
 
     def replace(self, true: IntArray, uniform: FloatArray, asked: Asked) -> IntArray:
         if asked.options["include_true"]:
-            return _uniform_below(asked.num_classes, uniform)
-        return (true + 1 + _uniform_below(asked.num_classes - 1, uniform)) % asked.num_classes
+            return uniform_below(asked.num_classes, uniform)
+        return (true + 1 + uniform_below(asked.num_classes - 1, uniform)) % asked.num_classes
 
     def expected(self, asked: Asked) -> float:
         return asked.rate * (asked.num_classes - 1) / asked.num_classes if asked.options["include_true"] else asked.rate
@@ -251,7 +258,7 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.6g}%"
 
 
-def _uniform_below(count: int, uniform: FloatArray) -> IntArray:
+def uniform_below(count: int, uniform: FloatArray) -> IntArray:
     """Integers in [0, count) from draws in [0, 1); the minimum is for a product that rounds up to `count`."""
     return np.minimum((uniform * count).astype(np.int64), count - 1)
 

@@ -27,7 +27,10 @@ PARAM_LIMIT, TAG_LIMIT, NAME_LIMIT = 6000, 8000, 250
 """What MLflow takes at most, in characters: a parameter's value, a tag's value, a name."""
 TEXT_TAGS = {"fingerprint", "status", "reason", "method", "label", "dataset", "noise", "noise_sha256", "weights_sha256"}
 """What stands in a tag as it is; everything else as JSON."""
-TABLES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", "leaderboard.tex")
+TABLES = (
+    *("leaderboard.md", "leaderboard.csv", "leaderboard.json", "leaderboard.tex"),
+    *("leaderboard-published.csv", "grid.png"),  # of boards that have them
+)
 NOISE_FILES = {"noise.json": math.inf, "transition.png": math.inf, "noise.npz": 5e6}
 """What is logged of a noise artefact, and up to how many bytes."""
 

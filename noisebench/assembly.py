@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from filelock import FileLock
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from noisebench import noise, registry
+from noisebench import noise, open_set, registry
 from noisebench.config import Cell, Noise, Recipe, explain, slugify
 from noisebench.data import Augmentation, ImageData, Images, Labels, Loader, make_loader
 from noisebench.errors import BrokenPlugin, UserError, unknown
@@ -27,6 +27,12 @@ from noisebench.training import Journal, Run, make_fabric, train
 
 MOST_CLASSES = 1000
 """Up to so many classes the true T is held by the evaluator and given to methods that need it."""
+
+NEEDS = {
+    "transition": f"the true T, which is known up to {MOST_CLASSES} classes only",
+    "outliers": "labelled outliers: they are there under noise open_set only",
+}
+"""What a method may ask for in its `needs`, and what it is told where that is not there."""
 
 
 def method_class(name: str) -> type[Method]:
@@ -64,23 +70,47 @@ def make_hparams(cls: type[Method], settings: Mapping[str, Any], where: str) -> 
         raise UserError(f"{where}: hparams.{explain(error)}") from None
 
 
-@lru_cache(maxsize=2)
 def load_dataset(name: str, root: Path | None, download: bool = False) -> ImageData:
-    """The registered dataset, kept for the next cell of the same process.
+    """The registered dataset, kept for the next cell of the same process; ``name@n`` gives the whole of it too.
 
     Raises:
         UserError: unknown, missing or damaged.
     """
+    return whole_dataset(registry.sized(name)[0], root, download)
+
+
+@lru_cache(maxsize=2)
+def whole_dataset(name: str, root: Path | None, download: bool = False) -> ImageData:
+    """See `load_dataset`."""
     data = registry.datasets()[name].load().load(root, download=download)
     if not isinstance(data, ImageData):
         raise UserError(f"dataset '{name}': load() must give an ImageData, it gave {type(data).__name__}")
     return data
 
 
-def make_noise(spec: Noise, data: ImageData, seed: int) -> noise.NoisyLabels:
+def load_source(
+    spec: Noise, data: ImageData, dataset: str, root: Path | None, download: bool = False
+) -> ImageData | None:
+    """The dataset that the noise takes its outliers from; None for a kind without.
+
+    Args:
+        data: the dataset that the noise is for; dataset: its name, for messages.
+
+    Raises:
+        UserError: the source is unknown, missing or damaged, or does not fit the dataset.
+    """
+    if spec.source is None:
+        return None
+    spec.check(data.num_classes, data.multilabel, dataset)
+    found = load_dataset(spec.source, root, download)
+    open_set.check_loaded(data, found, dataset, spec.source)
+    return found
+
+
+def make_noise(spec: Noise, data: ImageData, seed: int, source: ImageData | None = None) -> noise.NoisyLabels:
     """Noisy labels for the whole training set, under the kind's own seed where it has one.
 
-    An asymmetric kind without a mapping takes the dataset's own.
+    An asymmetric kind without a mapping takes the dataset's own. `source` is what `load_source` gives.
 
     Raises:
         UserError: the kind or its options do not fit the dataset.
@@ -93,26 +123,33 @@ def make_noise(spec: Noise, data: ImageData, seed: int) -> noise.NoisyLabels:
             raise UserError("noise asymmetric: give mapping: {1: 0} for labels that go missing, {0: 1} for false ones")
         if not options["mapping"]:
             raise UserError("noise asymmetric: this dataset publishes no class map; give mapping: {true: wrong, ...}")
+    if source is not None:
+        options["source"] = len(source.train_images)
     features = np.asarray(data.train_images) if spec.kind == "instance" else None
-    return noise.inject(
+    made = noise.inject(
         data.train_labels, spec.kind, spec.rate, num_classes=data.num_classes, seed=seed, features=features, **options
     )
+    if source is not None:  # by its name, which says more than how many images it has
+        made = replace(made, options={**made.options, "source": spec.source}, description=spec.label)
+    return made
 
 
-def stored_noise(cell: Cell, data: ImageData, out: Path) -> tuple[noise.NoisyLabels, Path]:
+def stored_noise(
+    cell: Cell, data: ImageData, out: Path, source: ImageData | None = None
+) -> tuple[noise.NoisyLabels, Path]:
     """The cell's noise artefact: made once for all methods, under a lock, and then only read."""
-    key = cell.noise_key()
-    slug = slugify(f"{cell.dataset}-{cell.noise.label}")
+    key, dataset = cell.noise_key(), registry.sized(cell.dataset)[0]
+    slug = slugify(f"{dataset}-{cell.noise.label}")
     folder = out / "noise" / f"{slug}-s{cell.noise_seed}-{key[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "noise.json").exists():
-            made = make_noise(cell.noise, data, cell.noise_seed)
-            noise.save(made, folder, name=f"{cell.dataset} {cell.noise.label}", true_labels=data.train_labels)
+            made = make_noise(cell.noise, data, cell.noise_seed, source)
+            noise.save(made, folder, name=f"{dataset} {cell.noise.label}", true_labels=data.train_labels)
         found, drawn = noise.load(folder), folder / "transition.png"
         told = (read_json(folder / "noise.json") or {}).get("true_sha256")
         if told != noise.sha256_of(data.train_labels):
-            raise UserError(f"{folder} was made for other labels than {cell.dataset} has now; remove it")
+            raise UserError(f"{folder} was made for other labels than {dataset} has now; remove it")
         if not drawn.exists():  # a kill may have come between the two
             draw_noise(found, data, folder)
     return found, folder
@@ -123,6 +160,7 @@ def draw_noise(noisy: noise.NoisyLabels, data: ImageData, folder: Path) -> None:
     if noisy.states <= 100:
         realised = noisy.realised_transition(data.train_labels)
         names = ("absent", "present") if data.multilabel else data.classes
+        names += () if noisy.outliers is None else ("outlier",)
         noise.draw_transition(noisy.transition, realised, folder / "transition.png", names)
 
 
@@ -147,7 +185,12 @@ class Setup:
         cls: the method's class; hparams: its settings.
         data: the dataset; labels: noisy labels of its whole training set, of the clean ones' shape and type.
         recipe: how to train; seed: of the run.
-        noisy: what is known of the noise, for the evaluator and for methods that need T.
+        noisy: what is known of the noise, for the evaluator and for methods that need it.
+        source: the dataset that open-set noise takes its outliers from; needed where `noisy` has some. They stand in
+            for training images, and its test images are what the evaluator tells inliers from.
+
+    Raises:
+        UserError: the method needs what is not there, or the source is not the one that the noise was drawn for.
     """
 
     def __init__(
@@ -160,6 +203,7 @@ class Setup:
         seed: int,
         noisy: noise.NoisyLabels | None = None,
         accelerator: str = "auto",
+        source: ImageData | None = None,
     ) -> None:
         fabric = make_fabric(recipe, accelerator)
         train_at, val_at = split(len(labels), recipe, seed)
@@ -179,11 +223,17 @@ class Setup:
                 channels_last=recipe.channels_last,
             )
 
-        train_loader = loader(data.train_images, labels, train_at)
-        wrong = torch.from_numpy((labels != data.train_labels)[train_at.numpy()])
-        known = None
-        if noisy is not None and noisy.states <= MOST_CLASSES:
-            known = torch.from_numpy(np.array(noisy.transition))
+        images, wrong, strangers = data.train_images, labels != data.train_labels, None
+        if noisy is not None and noisy.outliers is not None:
+            if source is None or len(source.train_images) != noisy.source_size:
+                found = "missing" if source is None else f"it has {len(source.train_images)} training images"
+                raise UserError(f"source: {found}; the noise was drawn for a dataset of {noisy.source_size}")
+            images = open_set.mix(images, source.train_images, noisy.outliers)
+            wrong = wrong | (noisy.outliers >= 0)
+            others = np.zeros(len(source.test_images), dtype=np.int64)
+            strangers = loader(source.test_images, others, _some(len(others), len(data.test_labels), seed))
+        train_loader = loader(images, labels, train_at)
+        known = known_of(noisy, train_at)
         about = data.num_classes, len(train_at), data.image_shape
         self.method = build_method(cls, hparams, recipe, seed, *about, known, data.multilabel)
         self.method.to(fabric.device)
@@ -192,17 +242,34 @@ class Setup:
         self.run = Run(self.method, recipe, train_loader, seed, fabric)
         self.evaluator = Evaluator(
             test=loader(data.test_images, data.test_labels),
-            validation=loader(data.train_images, labels, val_at) if len(val_at) else None,
+            validation=loader(images, labels, val_at) if len(val_at) else None,
             train=train_loader,
-            wrong=wrong,
-            transition=known,
+            wrong=torch.from_numpy(wrong[train_at.numpy()]),
+            transition=known.get("transition"),
             num_classes=data.num_classes,
             seed=seed,
+            outliers=strangers,
         )
 
     def train(self, journal: Journal, state: dict[str, Any] | None = None) -> None:
         """Run the training loop, from the start or from a stored state."""
         train(self.run, self.method, self.evaluator, journal, state)
+
+
+def known_of(noisy: noise.NoisyLabels | None, train_at: Tensor) -> dict[str, Tensor]:
+    """What is known of the noise and may be given to a method (see `Task.given`); `train_at`: the training split."""
+    found: dict[str, Tensor] = {}
+    if noisy is not None and noisy.states <= MOST_CLASSES:
+        found |= {"transition": torch.from_numpy(np.array(noisy.transition))}
+    if noisy is not None and noisy.labelled is not None:
+        found |= {"outliers": torch.from_numpy(noisy.labelled[train_at.numpy()])}
+    return found
+
+
+def _some(count: int, most: int, seed: int) -> Tensor:
+    """Which test images of a source the evaluator takes, at most so many: a fixed choice."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, "test outliers")))
+    return order[:most].sort().values
 
 
 def check_several(cls: type[Method], hparams: Any, dataset: str) -> None:
@@ -228,10 +295,12 @@ def build_method(
     num_classes: int,
     num_train: int,
     image_shape: tuple[int, int, int],
-    transition: Tensor | None = None,
+    known: Mapping[str, Tensor] | None = None,
     multilabel: bool = False,
 ) -> Method:
     """A method with its networks, on the CPU, its weights from the stream "init" alone.
+
+    `known` is what `known_of` gives; a method gets of it what it needs.
 
     Raises:
         UserError: it needs what is not there, or takes no multilabel task.
@@ -245,13 +314,16 @@ def build_method(
             made.compile()
         return made
 
-    given = {}
-    for need in cls.needs_with(hparams):
-        if need != "transition":
-            raise unknown(f"method '{cls.name}' needs", need, ["transition"])
-        if transition is None:
-            raise UserError(f"method '{cls.name}' needs the true T, which is known up to {MOST_CLASSES} classes only")
-        given[need] = transition.clone()
+    given, known = {}, known or {}
+    needs = cls.needs_with(hparams)
+    for need in needs:
+        if need not in NEEDS:
+            raise unknown(f"method '{cls.name}' needs", need, NEEDS)
+        if need not in known:
+            raise UserError(f"method '{cls.name}' needs {NEEDS[need]}")
+        if "outliers" in known and "outliers" not in needs:  # it would be surprised by a T that is no [K, K]
+            raise UserError(f"method '{cls.name}' needs a T of the {num_classes} classes; here it has one for outliers")
+        given[need] = known[need].clone()
     feature_dim: Any = backbone().feature_dim
     torch.manual_seed(stream(seed, "init"))
     method = cls(hparams)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from noisebench import tracking
+from noisebench import registry, tracking
 from noisebench.config import Benchmark, Cell, load_benchmark
 from noisebench.errors import BrokenPlugin, UserError
 from noisebench.executors import Place, cores, run_local
 from noisebench.files import data_root_from, read_json, write_json
+from noisebench.grid_figure import draw_grid, sizes_of
 from noisebench.table import Table
 
 DEFAULT_OUT = Path("noisebench-runs")
@@ -67,7 +68,12 @@ def result_of(cell: Cell, out: Path) -> dict[str, Any]:
     """What stands in the cell's folder, or a "missing" result."""
     folder = out / cell.folder()
     found = read_json(folder / "result.json") or read_json(folder / "failure.json") or {}
-    return missing(cell) | found | {"label": cell.method.label}
+    return missing(cell) | found | named(cell)
+
+
+def named(cell: Cell) -> dict[str, str]:
+    """What a board calls a cell: another board may have the same run under another label, or as another size."""
+    return {"label": cell.method.label, "dataset": cell.dataset}
 
 
 def missing(cell: Cell) -> dict[str, Any]:
@@ -103,6 +109,7 @@ def table_of(benchmark: Benchmark, results: list[dict[str, Any]]) -> Table:
         which=benchmark.which,
         methods_order=[m.label for m in benchmark.methods],
         columns_order=[(d, n.label) for d in benchmark.datasets for n in benchmark.noise],
+        published=benchmark.published,
     )
 
 
@@ -116,7 +123,7 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
     """
     import torch
 
-    from noisebench.assembly import check_several, load_dataset, make_hparams, method_class
+    from noisebench.assembly import check_several, load_dataset, make_hparams, method_class, whole_dataset
     from noisebench.nn import make_backbone
 
     rows = []
@@ -129,13 +136,18 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
     problems, several = [], ""
     for name in benchmark.datasets:
         try:
-            if load_dataset(name, place.data_root, place.download).multilabel:
-                several = several or name
+            data = load_dataset(name, place.data_root, place.download)
         except UserError as error:
             problems.append(error)
+            continue
+        if data.multilabel:
+            several = several or name
+        size, most = registry.sized(name)[1], len(data.train_labels)
+        if size is not None and size > most:
+            raise UserError(f"{benchmark.name}: datasets: '{name}': there are {most} training images")
     for cls, hparams in rows if several else ():
         check_several(cls, hparams, f"dataset '{several}'")
-    load_dataset.cache_clear()
+    whole_dataset.cache_clear()
     if len(problems) == len(benchmark.datasets):  # else the cells of those that are missing fail, the others go on
         raise problems[0]
     if not benchmark.recipe.backbone.startswith("timm:"):  # those cannot be made without their weights' memory
@@ -178,11 +190,13 @@ def run_board(
                     if result["status"] == "failed":
                         result = result_of(cell, out) | result
                         write_json(out / cell.folder() / "failure.json", result)  # a worker that died could not
-                    results[cell.fingerprint()] = result_of(cell, out) | result
+                    results[cell.fingerprint()] = result_of(cell, out) | result | named(cell)
                     progress.done(cell, result)
     finally:
         table = table_of(benchmark, list(results.values()))
         table.write(board_folder(benchmark, out))
+        if sizes_of(table):
+            draw_grid(table, board_folder(benchmark, out))
         unsent = sender.finish()
     return Outcome(table, list(results.values()), unsent)
 
@@ -192,7 +206,7 @@ def rebuild(benchmark: Benchmark, out: Path, source: Literal["runs", "mlflow"]) 
     if source == "runs":
         return table_of(benchmark, [result_of(cell, out) for cell in benchmark.cells()])
     stored = {r["fingerprint"]: r for r in tracking.read_results(tracking.store_uri(out), benchmark.name)}
-    found = [missing(c) | stored.get(c.fingerprint(), {}) | {"label": c.method.label} for c in benchmark.cells()]
+    found = [missing(c) | stored.get(c.fingerprint(), {}) | named(c) for c in benchmark.cells()]
     return table_of(benchmark, found)
 
 

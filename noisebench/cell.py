@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from noisebench.assembly import Setup, load_dataset, make_hparams, method_class, stored_noise
+from noisebench.assembly import Setup, load_dataset, load_source, make_hparams, method_class, stored_noise
 from noisebench.config import Cell
 from noisebench.errors import TrainingFailed, UserError
 from noisebench.files import read_json, write_json
@@ -46,7 +46,7 @@ def summarise(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
     def at(line: dict[str, Any]) -> dict[str, float]:
         metrics = line["metrics"]
-        names = {f"test.{k}": k for k in (*SCORES, "top5", "nll", "ece")}
+        names = {f"test.{k}": k for k in (*SCORES, "top5", "nll", "ece", "inlier_auc", "inlier_ap")}
         names |= {f"train.{k}": k for k in ("memorised", "noise_auc", "transition_error")}
         return {"epoch": line["epoch"]} | {short: metrics[k] for k, short in names.items() if k in metrics}
 
@@ -231,11 +231,13 @@ def _run(
     cls = method_class(cell.method.name)
     hparams = make_hparams(cls, cell.method.hparams, f"method '{cell.method.name}'")
     data = load_dataset(cell.dataset, data_root, download)
-    noisy, noise_folder = stored_noise(cell, data, out)
+    source = load_source(cell.noise, data, cell.dataset, data_root, download)
+    noisy, noise_folder = stored_noise(cell, data, out, source)
     write_json(
         folder.path / "config.json",
         base
         | {
+            "given": cell.method.hparams,
             "hparams": {f.name: getattr(hparams, f.name) for f in fields(hparams)},
             "noise": cell.noise.model_dump(mode="json") | {"seed": cell.noise_seed},
             "noise_label": cell.noise.label,
@@ -247,7 +249,7 @@ def _run(
             "torch": torch.__version__,
         },
     )
-    setup = Setup(cls, hparams, data, noisy.labels, cell.recipe, cell.seed, noisy, accelerator)
+    setup = Setup(cls, hparams, data, noisy.labels, cell.recipe, cell.seed, noisy, accelerator, source)
     device = setup.run.device.type
     state = folder.stored_state()
     if state is not None and state["run"]["device"] != device:

@@ -78,17 +78,20 @@ def sample_data(multilabel: bool = False) -> ImageData:
 class _Suite:
     def __init__(self, cls: type[Method], hparams: Any, multilabel: bool = False) -> None:
         self.cls, self.hparams = cls, hparams
-        self.data = sample_data(multilabel)
-        rate = 0.1 if multilabel else 0.4
-        self.noisy = inject(self.data.train_labels, "symmetric", rate, num_classes=CLASSES, seed=1)
+        self.data, self.source = sample_data(multilabel), None
+        drawn: dict[str, Any] = {"kind": "symmetric", "rate": 0.1 if multilabel else 0.4}
+        if "outliers" in cls.needs_with(self.settings):  # known only where images are of no class
+            self.source = replace(sample_data(), classes=tuple("efgh"))
+            drawn = {"kind": "open_set", "rate": 0.4, "labelled": 0.5, "source": len(self.source.train_images)}
+        self.noisy = inject(self.data.train_labels, num_classes=CLASSES, seed=1, **drawn)
 
     @property
     def settings(self) -> Any:
         return self.cls.Hparams() if self.hparams is None else self.hparams
 
     def setup(self, data: ImageData | None = None) -> Setup:
-        labels = self.noisy.labels
-        return Setup(self.cls, self.settings, data or self.data, labels, RECIPE, 7, self.noisy, "cpu")
+        given = self.noisy.labels, RECIPE, 7, self.noisy, "cpu", self.source
+        return Setup(self.cls, self.settings, data or self.data, *given)
 
     def trained(self, data: ImageData | None = None, state: Any = None, keep: bool = False) -> tuple[Setup, Memory]:
         setup, journal = self.setup(data), Memory(keep)
@@ -199,8 +202,9 @@ class _Suite:
             assert scores.shape == (num_train,), f"noise_scores gave {list(scores.shape)}, not [{num_train}]"
             assert bool(scores.isfinite().all()), "a noise score is not finite"
         if matrix is not None:
-            side = self.noisy.states
-            assert matrix.shape == (side, side), f"transition gave {list(matrix.shape)}, not {[side, side]}"
+            side = 2 if self.data.multilabel else CLASSES
+            sides = {side, self.noisy.states}  # with outliers, a class for them may stand last
+            assert matrix.shape in {(s, s) for s in sides}, f"transition gave {list(matrix.shape)}, not {[side, side]}"
             worst = float((matrix.sum(1) - 1).abs().max())
             assert worst < 1e-4, f"rows of transition() sum to one only within {worst:.2g}"
 

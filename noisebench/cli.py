@@ -200,18 +200,22 @@ def inject(
     download: Download = False,
     as_json: Json = False,
 ) -> None:
-    """Inject label noise into a dataset's training labels and store the artefact, readable by any code."""
+    """Inject label noise into a dataset's training labels and store the artefact, readable by any code.
+
+    Open-set noise (--noise open_set --option source=NAME) says which image of which dataset stands in for which sample.
+    """
     from noisebench import registry
     from noisebench.config import Noise, build, override
 
     registry.datasets()[dataset]
-    spec = build(Noise, override({"kind": noise, "rate": rate}, option or [], "--option"), "noise")
+    spec: Noise = build(Noise, override({"kind": noise, "rate": rate}, option or [], "--option"), "noise")
     from noisebench import noise as noise_module
-    from noisebench.assembly import draw_noise, load_dataset, make_noise
+    from noisebench.assembly import draw_noise, load_dataset, load_source, make_noise
 
     data = load_dataset(dataset, data_root_from(data_root), download)
     seed = seed if spec.seed is None else spec.seed
-    made = make_noise(spec, data, seed)
+    source = load_source(spec, data, dataset, data_root_from(data_root), download)
+    made = make_noise(spec, data, seed, source)
     noise_module.save(made, out, name=f"{dataset} {spec.label}", true_labels=data.train_labels)
     draw_noise(made, data, out)
     facts = {
@@ -225,6 +229,9 @@ def inject(
         "sha256": made.sha256,
         "folder": str(out),
     }
+    if made.outliers is not None and made.labelled is not None:
+        facts |= {"source": spec.source, "outliers": int((made.outliers >= 0).sum())}
+        facts["labelled"] = int(made.labelled.sum())
     if as_json:
         print(json.dumps(facts, indent=1))
         return
@@ -233,6 +240,10 @@ def inject(
     print(f"  rate asked     {asked}")
     print(f"  wrong expected {made.expected_rate:.4f}   (share of wrong labels that T gives on these labels)")
     print(f"  wrong realised {made.realised_rate:.4f}")
+    if "source" in facts:
+        print(
+            f"  outliers       {facts['outliers']} from {facts['source']}, {facts['labelled']} of them labelled as such"
+        )
     print(f"  sha256         {made.sha256}")
     print(f"  {out}/noise.npz, noise.json, transition.png")
 

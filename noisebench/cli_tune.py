@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,10 +30,7 @@ from noisebench.files import data_root_from
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from noisebench.config import Benchmark, Cell
-    from noisebench.studies import Trial
     from noisebench.tuning import Tuning
-    from noisebench.tuning_plan import Row
 
 
 TUNE_HELP = r"""Tune methods on the noisy validation split, with the same number of trials for each that has a space.
@@ -91,6 +86,7 @@ def tune(
         config = config.retitled(f"methods {methods}", methods=rows_named(config, methods))
     from noisebench import tuning
     from noisebench.executors import Place
+    from noisebench.progress import TrialProgress
 
     place = Place(out.absolute(), data_root_from(data_root), download, device)
     terminal = console(stderr=as_json)
@@ -131,6 +127,8 @@ def _show(found: Tuning, terminal: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from noisebench.progress import number, percent
+
     tuned = found.benchmark.tuned
     assert tuned is not None
     table = Table(title=f"{found.benchmark.title}\n{tuned.objective}", title_justify="left", title_style="bold")
@@ -141,119 +139,10 @@ def _show(found: Tuning, terminal: Console) -> None:
         count = str(len(row.trials)) + (f" ({len(row.failed)} failed)" if row.failed else "")
         chosen = row.best.settings if row.best else {}
         lines = [
-            f"{key} {_number(row.row.own.get(key, 'default'))}"
-            + (f" → {_number(chosen[key])}" if key in chosen else "")
+            f"{key} {number(row.row.own.get(key, 'default'))}" + (f" → {number(chosen[key])}" if key in chosen else "")
             for key in row.row.space
         ]
         text = "\n".join(lines) if row.row.space else "nothing to search; run once"
-        scores = [_percent(row.trials[0].score), _percent(row.best.score if row.best else None)]
+        scores = [percent(row.trials[0].score), percent(row.best.score if row.best else None)]
         table.add_row(Text(row.spec.label), Text(text), *scores, count)
     terminal.print(table)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _percent(score: float | None) -> str:
-    return "failed" if score is None else f"{100 * score:.2f}"
-
-
-class TrialProgress:
-    """What a person sees while a board is tuned: a live bar in a terminal, a line a trial elsewhere."""
-
-    def __init__(self, terminal: Console, benchmark: Benchmark) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._terminal, self._name, self._epochs = terminal, benchmark.name, benchmark.recipe.epochs
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[trials]}"),
-            TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[running]}"),
-            console=terminal,
-            disable=not terminal.is_terminal,
-            transient=True,
-        )
-        self._open: dict[tuple[str, int], list[Cell]] = {}
-        self._total = self._ended = self._failed = 0
-        self._looked = 0.0
-
-    def __enter__(self) -> TrialProgress:
-        """Start the display."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        """End the display."""
-        self.close()
-
-    def close(self) -> None:
-        """End the display; a second call does nothing."""
-        self._bar.stop()
-
-    def start(self, rows: list[Row], finished: int, out: Path) -> None:
-        """Before the first cell."""
-        from rich.markup import escape
-
-        self._out, self._ended, self._total = out, finished, sum(row.budget for row in rows)
-        before = f", {finished} finished before" if finished else ""
-        text = f"{self._name}: {self._total} trials of {len(rows)} methods{before}; {out}"
-        self._terminal.print(text, soft_wrap=True, highlight=False, markup=False)
-        for row in rows:
-            space = ", ".join(f"{key} in {values}" for key, values in row.space.items())
-            self._terminal.print(
-                f"  {row.spec.label}: {space or 'nothing to search; run once'}",
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
-            )
-        self._task = self._bar.add_task(escape(self._name), total=self._total, trials="", running="")
-
-    def opened(self, label: str, trial: Trial, cells: list[Cell]) -> None:
-        """A trial begins."""
-        self._open[label, trial.number] = cells
-
-    def tick(self) -> None:
-        """Look at what runs, at most twice a second."""
-        from rich.markup import escape
-
-        now = time.monotonic()
-        if self._bar.disable or now - self._looked < 0.5:
-            return
-        self._looked = now
-        running = [
-            f"{cell.method.label} {epoch}/{self._epochs}"
-            for cells in list(self._open.values())
-            for cell in cells
-            if 0 < (epoch := self._epoch(cell)) < self._epochs
-        ]
-        self._bar.update(
-            self._task, completed=self._ended, trials=self.summary(), running=escape("  ".join(running[:4]))
-        )
-
-    def _epoch(self, cell: Cell) -> int:
-        try:
-            return (self._out / cell.folder() / "metrics.jsonl").read_bytes().count(b"\n")
-        except OSError:
-            return 0
-
-    def done(self, label: str, trial: Trial, best: float | None) -> None:
-        """A trial ended."""
-        self._open.pop((label, trial.number), None)
-        self._ended += 1
-        settings = ", ".join(f"{key}={_number(value)}" for key, value in trial.settings.items()) or "as it stands"
-        if trial.score is None:
-            self._failed += 1
-            text = f"failed {label} #{trial.number} ({settings}): {trial.reason}"
-            self._terminal.print(text, style="red", soft_wrap=True, highlight=False, markup=False)
-        elif self._bar.disable:
-            text = f"[{self.summary()}] {label} #{trial.number} ({settings}): {_percent(trial.score)}%"
-            text += f", best {_percent(best)}%" if trial.number else ""
-            self._terminal.print(text, soft_wrap=True, highlight=False, markup=False)
-
-    def summary(self) -> str:
-        """How far it is, e.g. ``31/60 trials``."""
-        failed = f", {self._failed} failed" if self._failed else ""
-        return f"{self._ended}/{self._total} trials{failed}"

@@ -12,12 +12,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from noisebench import noise as noise_module
 from noisebench import registry
+from noisebench._models import Model, Seed
+from noisebench._tuned import Tuned as Tuned
+from noisebench._tuned import TunedRow as TunedRow
 from noisebench.errors import UserError, unknown
 from noisebench.fingerprints import dataset_code, digest, files_in, method_code
+from noisebench.open_set import check_source
+from noisebench.published import Published
 from noisebench.reading import build as build
 from noisebench.reading import explain as explain
 from noisebench.reading import override as override
@@ -26,16 +39,11 @@ from noisebench.reading import parse_yaml as parse_yaml
 RULES = 2
 """Version of the rules of a leaderboard: moves whenever a change of the harness alters results (see CHANGELOG)."""
 
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Epochs = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1, strict=True)]
 """A point in a run or a length of it: an `int` counts epochs, a `float` in [0, 1] is a share of the run's epochs."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Schedule(_Model):
+class Schedule(Model):
     """Learning rate by epoch: linear warm-up, then constant, multi-step or cosine."""
 
     kind: Literal["constant", "multistep", "cosine"] = "cosine"
@@ -50,11 +58,11 @@ class Schedule(_Model):
         return self
 
 
-class Recipe(_Model):
+class Recipe(Model):
     """How a network is trained: shared by every method of a board."""
 
     backbone: str = "small_cnn"
-    backbone_options: dict[str, Any] = {}
+    backbone_options: dict[str, Any] = Field(default={})
     epochs: int = Field(default=60, ge=1, strict=True)
     batch_size: int = Field(default=128, ge=2, strict=True)
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -102,6 +110,11 @@ class Noise(BaseModel):
         """A short unambiguous name, e.g. ``symmetric 40% (excl. true)``."""
         return noise_module.describe(self.kind, self.rate, **self.options)
 
+    @property
+    def source(self) -> str | None:
+        """The dataset that outliers come from, under open-set noise; else None."""
+        return self.options.get("source") if self.kind == "open_set" else None
+
     @model_validator(mode="after")
     def _known(self) -> Noise:
         self.check()
@@ -115,8 +128,8 @@ class Noise(BaseModel):
         found = noise_module.resolved(self.kind, self.rate, options)
         return found | {"mapping": "the dataset's"} if default else found
 
-    def check(self, num_classes: int | None = None, multilabel: bool = False) -> None:
-        """Refuse what can be refused before the labels are there.
+    def check(self, num_classes: int | None = None, multilabel: bool = False, dataset: str | None = None) -> None:
+        """Refuse what can be refused before the labels are there; `dataset` is the name of the one that it is for.
 
         Raises:
             UserError: naming the argument.
@@ -125,14 +138,16 @@ class Noise(BaseModel):
         if self.kind == "asymmetric" and not multilabel:
             options.setdefault("mapping", {0: 1})  # without one it takes the dataset's own, known only later
         noise_module.check(self.kind, self.rate, options, num_classes, multilabel)
+        if self.source is not None:
+            check_source(self.source, dataset)
 
 
-class MethodSpec(_Model):
+class MethodSpec(Model):
     """A row of a board: a method, its settings where they differ from the defaults, and its label."""
 
     name: str
     label: str = ""
-    hparams: dict[str, Any] = {}
+    hparams: dict[str, Any] = Field(default={})
 
     @model_validator(mode="before")
     @classmethod
@@ -153,70 +168,35 @@ class MethodSpec(_Model):
         return (entry.defaults if entry else {}) | self.hparams
 
 
-class TunedRow(_Model):
-    """How the settings of a row of a tuned board were found.
-
-    Attributes:
-        trials: settings tried, the row's own first; 1 for a row with nothing to search.
-        failed: how many of them failed.
-        before: the objective of the row's own settings; None where they failed.
-        after: that of the settings that were chosen.
-        search: what was searched, e.g. {"temperature": "0.1:5.0:log"}.
-        method, hparams: the row's method and all its settings, as they were chosen.
-    """
-
-    trials: int = Field(ge=1)
-    failed: int = Field(default=0, ge=0)
-    before: float | None = None
-    after: float | None = None
-    search: dict[str, str] = {}
-    method: str
-    hparams: dict[str, Any]
-
-
-class Tuned(_Model):
-    """What a tuned board says of itself: the budget, equal for all rows that had something to search."""
-
-    trials: int = Field(ge=1)
-    seed: Seed
-    objective: str
-    rows: dict[str, TunedRow]
-
-    @property
-    def note(self) -> str:
-        """For the board's title: which rows were tuned and which were not."""
-        searched = [label for label, row in self.rows.items() if row.search]
-        plain = [label for label, row in self.rows.items() if not row.search]
-        budget = f"{self.trials} trial{'s' if self.trials > 1 else ''}{' each' if len(searched) > 1 else ''}"
-        left = f"; nothing to tune in {', '.join(plain)}" if plain else ""
-        return f"(tuned on the noisy validation split, seed {self.seed}: {budget} for {', '.join(searched)}{left})"
-
-    @model_validator(mode="after")
-    def _equal_budgets(self) -> Tuned:
-        for label, row in self.rows.items():
-            if row.trials != (self.trials if row.search else 1):
-                right = f"tuned.trials is {self.trials}" if row.search else "it searched nothing, so that it has 1"
-                raise ValueError(f"rows: '{label}' has {row.trials} trials, but {right}")
-        return self
-
-
-class Benchmark(_Model):
+class Benchmark(Model):
     """A leaderboard: methods x datasets x noise x seeds under one recipe."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     title: str = ""
     description: str = ""
-    datasets: tuple[str, ...] = Field(min_length=1)
+    datasets: tuple[str, ...] = Field(min_length=1)  # name, or name@n: n of the training images, validation included
     noise: tuple[Noise, ...] = Field(min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
     recipe: Recipe = Recipe()
     tuned: Tuned | None = None
+    published: Published | None = None
 
     @field_validator("methods", mode="before")
     @classmethod
     def _all(cls, value: Any) -> Any:
         return sorted(registry.methods().entries) if value == "all" else value
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialise(self)
+        return found if found.get("published") else {key: v for key, v in found.items() if key != "published"}
+
+    @model_validator(mode="after")
+    def _published_has_a_place(self) -> Benchmark:
+        if self.published:
+            self.published.check([m.label for m in self.methods], self.datasets, [n.label for n in self.noise])
+        return self
 
     @model_validator(mode="after")
     def _no_twins(self) -> Benchmark:
@@ -229,6 +209,11 @@ class Benchmark(_Model):
             twins = sorted({n for n in names if names.count(n) > 1})
             if twins:
                 raise ValueError(f"{what}: '{twins[0]}' is listed twice; give each once, or a label of its own")
+        columns: dict[tuple[str, int | None], str] = {}
+        for name in self.datasets:
+            other = columns.setdefault((registry.sized(name)[0], self.recipe_of(name).train_size), name)
+            if other != name:
+                raise ValueError(f"datasets: '{other}' and '{name}' are one column under this recipe.train_size")
         rows: dict[str, str] = {}
         for row in self.methods:
             same = rows.setdefault(json.dumps([row.name, row.resolved], sort_keys=True, default=str), row.label)
@@ -266,15 +251,20 @@ class Benchmark(_Model):
         """The epoch that ranks: chosen on the noisy validation split where there is one, else the last."""
         return "selected" if self.recipe.validation > 0 else "last"
 
+    def recipe_of(self, dataset: str) -> Recipe:
+        """The recipe for one of its datasets: ``name@n`` sets recipe.train_size."""
+        size = registry.sized(dataset)[1]
+        return self.recipe if size is None else self.recipe.model_copy(update={"train_size": size})
+
     def cells(self) -> list[Cell]:
         """Every cell, column by column and seed by seed, so that a stopped board has whole columns."""
         return [
-            Cell(method=method, dataset=dataset, noise=noise, seed=seed, recipe=self.recipe)
+            Cell(method=method, dataset=dataset, noise=noise, seed=seed, recipe=self.recipe_of(dataset))
             for seed, dataset, noise, method in itertools.product(self.seeds, self.datasets, self.noise, self.methods)
         ]
 
 
-class Cell(_Model):
+class Cell(Model):
     """method x dataset x noise x seed under a recipe: what one run is."""
 
     method: MethodSpec
@@ -294,15 +284,17 @@ class Cell(_Model):
         return self.dataset, self.noise.label
 
     def noise_key(self) -> str:
-        """SHA-256 of all that decides the noisy labels: dataset, its code, noise, seed."""
+        """SHA-256 of all that decides the noisy labels: dataset, its code, noise, seed; the code of a source too."""
+        source = self.noise.source
         return digest(
             {
                 "dataset": dataset_code(self.dataset),
                 "noise": self.noise.resolved(),
                 "seed": self.noise_seed,
-                "files": files_in(self.noise.options),
+                "files": files_in({k: v for k, v in self.noise.options.items() if v != source}),
                 "rules": RULES,
             }
+            | ({} if source is None else {"source": dataset_code(source)})
         )
 
     def fingerprint(self) -> str:
@@ -337,7 +329,7 @@ class Cell(_Model):
 
     def folder(self) -> str:
         """Its folder below the output folder: readable, and unique by the fingerprint."""
-        slug = slugify(f"{self.method.name}-{self.dataset}-{self.noise.label}")
+        slug = slugify(f"{self.method.name}-{registry.sized(self.dataset)[0]}-{self.noise.label}")
         return f"runs/{slug}-s{self.seed}-{self.fingerprint()[:12]}"
 
 
@@ -372,9 +364,16 @@ def load_benchmark(name: str, settings: list[str] | None = None) -> Benchmark:
     if not isinstance(data, dict):
         raise UserError(f"{path.name}: expected keys and values, found {type(data).__name__}")
     data.setdefault("name", path.stem)
-    benchmark: Benchmark = build(Benchmark, override(data, settings or []), path.name)
-    if settings and benchmark != build(Benchmark, data, path.name):  # a quick trial must not pass for the board itself
-        benchmark = benchmark.retitled(", ".join(settings))
+    changed = override(data, settings or [])
+    if changed.get("published") != override(data, []).get("published"):
+        raise UserError("--set published: these are a paper's figures; write a board of your own for others")
+    figures = changed.pop("published", None) if settings else None  # they may name what the changed board leaves out
+    benchmark: Benchmark = build(Benchmark, changed, path.name)
+    if settings:
+        written: Benchmark = build(Benchmark, data, path.name)
+        if benchmark != written.model_copy(update={"published": None}):  # a quick trial must not pass for the board
+            benchmark = benchmark.retitled(", ".join(settings))
+        benchmark = benchmark.model_copy(update={"published": written.published if figures else None})
     check_names(benchmark, path.name)
     return benchmark
 
@@ -383,17 +382,17 @@ def check_names(benchmark: Benchmark, where: str) -> None:
     """Refuse a method, dataset or backbone that does not exist, with the nearest names."""
     for what, known, names in (
         ("methods", registry.methods(), [m.name for m in benchmark.methods]),
-        ("datasets", registry.datasets(), list(benchmark.datasets)),
+        ("datasets", registry.datasets(), [registry.sized(name)[0] for name in benchmark.datasets]),
     ):
         for i, name in enumerate(names):
             if name not in known.entries:
                 raise unknown(f"{where}: {what}[{i}]: {known.what}", name, known.entries)
     for name in benchmark.datasets:
-        constants = registry.datasets()[name].constants
+        constants = registry.datasets()[registry.sized(name)[0]].constants
         classes, several = constants.get("NUM_CLASSES"), constants.get("MULTILABEL") is True
         for i, spec in enumerate(benchmark.noise):
             try:
-                spec.check(classes if isinstance(classes, int) else None, several)
+                spec.check(classes if isinstance(classes, int) else None, several, name)
             except UserError as error:
                 raise UserError(f"{where}: noise[{i}] on {name}: {error}") from None
     backbone, known_backbones = benchmark.recipe.backbone, registry.backbone_names()

@@ -1,6 +1,6 @@
-"""A leaderboard's table for people: in the terminal (Rich), in Markdown and in LaTeX.
+"""A leaderboard's table for people: what is shown, and how the terminal shows it (`written_forms`: how files do).
 
-The terminal shows the details first and the ranking last, where a person looks. The files hold the full details.
+The terminal shows the details first and the ranking last, where a person looks, but for a paper's figures under it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from noisebench.metrics import METRICS, RULES, SCORES, Metric
-from noisebench.table import ALPHA, SECONDS, Cell, Column, Kind, Table, _line
+from noisebench.table import Table
+from noisebench.table_cells import ALPHA, SECONDS, Cell, Column, Kind, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -94,8 +95,8 @@ def main_grid(table: Table) -> Grid:
         kinds = [table.ranking_of(column) for column in table.columns]
         cells = [table.cells[method, column, kind] for column, kind in zip(table.columns, kinds, strict=True)]
         parts = [Parts.of(cell, kind.metric) for cell, kind in zip(cells, kinds, strict=True)]
-        rows.append((_name(table, method), [Parts(text), *parts]))
-    heads = [("mean", "rank") if many else ("rank",), *(tuple(map(_line, column)) for column in table.columns)]
+        rows.append((name_of(table, method), [Parts(text), *parts]))
+    heads = [("mean", "rank") if many else ("rank",), *(tuple(map(one_line, column)) for column in table.columns)]
     titles = [METRICS[table.ranking_of(column).metric].title for column in table.columns]
     if len(set(titles)) > 1:  # else the notes say it
         heads[1:] = [(*head, title) for head, title in zip(heads[1:], titles, strict=True)]
@@ -132,12 +133,15 @@ def _detail_grid(table: Table, column: Column, brief: bool) -> Grid:
         title = f"{metric.title} (last)" if kind.metric in OF_TRAINING else metric.title
         head = (rule if kind.metric == score else title, *(["%"] if metric.percent else []))
         heads.append((" ".join(head),) if brief else head)
-    title = _line(" · ".join(column))
+    title = one_line(" · ".join(column))
     return Grid(
         title if score == SCORES[0] else f"{title} · {METRICS[score].title}",
         heads,
         [
-            (_name(table, method), [Parts.of(table.cells[method, column, kind], kind.metric, brief) for kind in kinds])
+            (
+                name_of(table, method),
+                [Parts.of(table.cells[method, column, kind], kind.metric, brief) for kind in kinds],
+            )
             for method in table.methods
         ],
         len(table.privileged),
@@ -175,7 +179,9 @@ def notes(table: Table, details: Details = "full") -> list[str]:
     if any(0 < len(cell.numbers) < cell.expected for cell in ranking):
         lines.append("(k/n): only k of the n seeds gave a number; such a mean is not tested, ranked or best.")
     if table.privileged:
-        given = "; ".join(f"{_line(method)}: {_line(', '.join(what))}" for method, what in table.privileged.items())
+        given = "; ".join(
+            f"{one_line(method)}: {one_line(', '.join(what))}" for method, what in table.privileged.items()
+        )
         lines.append(f"‡: given more than noisy labels ({given}); for reference, not ranked or tested.")
     scores = dict.fromkeys(METRICS[table.scores[column]].title for column in table.columns) or ["accuracy"]
     more = {
@@ -193,7 +199,7 @@ def failures(table: Table) -> list[str]:
     """What went wrong: one line for all cells of a method whose reasons are the same but for numbers (epoch, step)."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for method, column, seed, reason in table.failures:
-        place = f"{_line(method)} on {_line(' / '.join(column))}, seed {seed}"
+        place = f"{one_line(method)} on {one_line(' / '.join(column))}, seed {seed}"
         groups.setdefault((method, re.sub(r"\d+", "#", reason)), []).append((place, reason))
     lines = []
     for (method, _), failed in groups.items():
@@ -202,13 +208,24 @@ def failures(table: Table) -> list[str]:
             lines.append(f"{place} failed: {reason}")
         else:
             example = "" if len({why for _, why in failed}) == 1 else ", e.g."
-            lines.append(f"{_line(method)}: {len(failed)} cells failed{example}: {reason}")
+            lines.append(f"{one_line(method)}: {len(failed)} cells failed{example}: {reason}")
     rest = sum(len(failed) for failed in list(groups.values())[MAX_FAILURES:])
     return lines[:MAX_FAILURES] + ([f"... and {rest} more failed"] if rest else [])
 
 
-def _name(table: Table, method: str) -> str:
-    return _line(method) + (" ‡" if method in table.privileged else "")
+def beside_the_paper(table: Table) -> list[tuple[Grid, list[str]]]:
+    """A grid a column with ours, the paper's and the difference, and the lines below it; none where there is none."""
+    if table.published is None:
+        return []
+    from noisebench import beside_paper
+
+    grids = beside_paper.grids(table)
+    return [(grid, beside_paper.notes(table) if grid is grids[-1] else []) for grid in grids]
+
+
+def name_of(table: Table, method: str) -> str:
+    """The row's name as one line, marked where the method is privileged."""
+    return one_line(method) + (" ‡" if method in table.privileged else "")
 
 
 def _rounded(mean: float, sd: float | None, metric: str) -> tuple[str, str]:
@@ -244,6 +261,11 @@ class RichTable:
             yield Text(line, "dim", overflow="fold")
         for line in failures(self.table):
             yield Text(line, "red", overflow="fold")
+        for grid, below in beside_the_paper(self.table):
+            yield ""
+            yield from _draw(grid, options.max_width)
+            for line in below:
+                yield Text(line, "dim", overflow="fold")
 
 
 def _draw(grid: Grid, width: int) -> RenderResult:
@@ -293,7 +315,7 @@ def _draw(grid: Grid, width: int) -> RenderResult:
         yield drawing
 
 
-def _even(count: int, pieces: int) -> list[int]:
+def even(count: int, pieces: int) -> list[int]:
     """`count` cut into so many nearly equal sizes, the larger first."""
     return [count // pieces + (i < count % pieces) for i in range(pieces)]
 
@@ -301,7 +323,7 @@ def _even(count: int, pieces: int) -> list[int]:
 def _packed(widths: Sequence[int], room: int) -> list[int]:
     """How many columns each of the fewest even pieces holds that fit `room`; one each where nothing fits."""
     for pieces in range(1, len(widths)):
-        sizes, rest = _even(len(widths), pieces), iter(widths)
+        sizes, rest = even(len(widths), pieces), iter(widths)
         if all(sum(next(rest) for _ in range(size)) <= room for size in sizes):
             return sizes
     return [1] * len(widths)
@@ -319,7 +341,7 @@ def _widened(narrow: Sequence[int], wide: Sequence[int], room: int) -> list[int]
 
 def _aligned(column: Sequence[Parts]) -> list[str]:
     """The cells of a column with their means and sds under each other."""
-    numeric = [parts for parts in column if re.fullmatch(r"-?[0-9.]+(e[-+][0-9]+)?", parts.mean)]
+    numeric = [parts for parts in column if re.fullmatch(r"[-+]?[0-9.]+(e[-+][0-9]+)?", parts.mean)]
     mean = max((len(parts.mean) for parts in numeric), default=0)
     sd = max((len(parts.sd) for parts in numeric), default=0)
     return [
@@ -328,82 +350,3 @@ def _aligned(column: Sequence[Parts]) -> list[str]:
         else str(parts)
         for parts in column
     ]
-
-
-# ---------------------------------------------------------------------- in files
-
-
-def markdown(table: Table) -> str:
-    """See `Table.to_markdown`."""
-
-    def draw(grid: Grid) -> Iterator[str]:
-        lines = [["method", *(" ".join(head) for head in grid.heads)]]
-        lines = [[_markdown(text) for text in line] for line in lines] + [["---"] * (len(grid.heads) + 1)]
-        for name, row in grid.rows:
-            texts = [f"**{_markdown(str(parts))}**" if parts.bold else _markdown(str(parts)) for parts in row]
-            lines.append([_markdown(name), *texts])
-        return (f"| {' | '.join(line)} |" for line in lines)
-
-    lines = [f"# {_markdown(table.title)}", "", *draw(main_grid(table)), ""]
-    lines += [f"- {_markdown(line)}" for line in [*notes(table), *failures(table)]]
-    for grid in detail_grids(table):
-        lines += ["", f"## {_markdown(grid.title)}", "", *draw(grid)]
-    return "\n".join(lines) + "\n"
-
-
-def latex(table: Table) -> str:
-    """See `Table.to_latex`."""
-
-    def draw(grid: Grid) -> Iterator[str]:
-        for piece in grid.pieces(_even(len(grid.heads), -(-len(grid.heads) // 5))):
-            heads = [r" \\ ".join(map(_latex, head)) for head in piece.heads]
-            yield rf"\begin{{tabular}}{{l{'r' * len(heads)}}}"
-            yield r"\toprule"
-            yield " & ".join(["method", *(rf"\shortstack[r]{{{head}}}" for head in heads)]) + r" \\"
-            yield r"\midrule"
-            for i, (name, row) in enumerate(piece.rows):
-                texts = [rf"\textbf{{{_latex(str(parts))}}}" if parts.bold else _latex(str(parts)) for parts in row]
-                yield " & ".join([_latex(name), *texts]) + r" \\"
-                if i == piece.last_fair:
-                    yield r"\midrule"
-            yield r"\bottomrule"
-            yield r"\end{tabular}\par\medskip"
-
-    lines = [r"% needs \usepackage{booktabs}"]
-    for i, grid in enumerate([main_grid(table), *detail_grids(table)]):
-        lines += [r"\begin{table}", r"\centering", rf"\caption{{{_latex(grid.title)}}}", *draw(grid)]
-        if i == 0:
-            lines += [r"\begin{minipage}{\linewidth}\footnotesize"]
-            lines += [*(_latex(line) + r"\par" for line in [*notes(table), *failures(table)]), r"\end{minipage}"]
-        lines += [r"\end{table}", ""]
-    return "\n".join(lines)
-
-
-def _markdown(text: str) -> str:
-    """`text` such that Markdown shows it literally, inside a table too."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text)
-
-
-LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # \\ at the end of the row before would take [ or * for its own argument
-    "]": "{]}",
-    "*": "{*}",
-    "`": r"\textasciigrave{}",
-    "±": r"$\pm$",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-    "·": r"$\cdot$",
-    "–": r"\textendash{}",
-}
-
-
-def _latex(text: str) -> str:
-    """`text` such that LaTeX shows it literally."""
-    return "".join(LATEX.get(char, char) for char in text).replace("--", "-{}-")  # no dash for two hyphens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +15,8 @@ from torchmetrics.functional.classification import (
 )
 
 from noisebench.data import Loader
-from noisebench.errors import TrainingFailed
-from noisebench.method import Method
+from noisebench.errors import TrainingFailed, UserError
+from noisebench.method import Batch, Method
 from noisebench.streams import stream
 
 if TYPE_CHECKING:
@@ -36,8 +37,12 @@ class Evaluator:
         validation: loader of the held-out split under its **noisy** labels, or None.
         train: loader of the training split under its noisy labels.
         wrong: bool, of the shape of the training labels: which of them (multi-hot: which entries) are wrong.
-        transition: the true T [K, K] (multi-hot: [2, 2]), or None where it is not known.
+        transition: the true T [K, K] (multi-hot: [2, 2]; open-set noise: [K + 1, K + 1]), or None where unknown.
         seed: of the run, for the choice of images.
+        outliers: loader of test images of no class of `test`, under open-set noise; their labels are not looked at.
+
+    Attributes:
+        test: as it was given.
     """
 
     def __init__(
@@ -49,8 +54,9 @@ class Evaluator:
         transition: Tensor | None,
         num_classes: int,
         seed: int,
+        outliers: Loader | None = None,
     ) -> None:
-        self._test, self._validation, self._train = test, validation, train
+        self.test, self._validation, self._train, self._outliers = test, validation, train, outliers
         self._seed = seed
         self._transition, self._num_classes = transition, num_classes
         self._multilabel = test.labels.ndim == 2
@@ -63,8 +69,19 @@ class Evaluator:
         self._suspects = suspects
 
     def __call__(self, method: Method, run: Run) -> dict[str, float]:
-        """All metrics of the method as it stands; shares in [0, 1], NLL in nats."""
-        found = {f"test.{k}": v for k, v in self.score(*self.predict_test(method, run)).items()}
+        """All metrics of the method as it stands; shares in [0, 1], NLL in nats.
+
+        Under open-set noise an outlier is wrong whatever its label: "train.noise_auc" tells them too, and
+        "train.memorised" counts those that are predicted as the label they were given. "test.inlier_auc" and
+        "test.inlier_ap" are areas under the ROC and the precision-recall curve of telling the test set (the positives)
+        from outliers by `Method.inlier_scores`.
+        """
+        probabilities, labels = self.predict_test(method, run)
+        found = {f"test.{k}": v for k, v in self.score(probabilities, labels).items()}
+        if self._outliers is not None:
+            inlier_scores, inlier = self._inlier_scores(method, run, probabilities)
+            found["test.inlier_auc"] = float(binary_auroc(_ranks(inlier_scores), inlier.long()))
+            found["test.inlier_ap"] = average_precision(inlier_scores, inlier)
         if self._validation is not None:
             probabilities, labels = self._predict(method, run, "validation", self._validation)
             if self._multilabel:
@@ -86,37 +103,74 @@ class Evaluator:
         if scores is not None and bool(self._wrong.any()) and not bool(self._wrong.all()):
             found["train.noise_auc"] = float(binary_auroc(_ranks(scores), self._wrong.to(scores.device).long()))
         estimate = method.transition()
-        side = 2 if self._multilabel else self._num_classes
-        if estimate is not None and (estimate.shape != (side, side) or not bool(estimate.isfinite().all())):
+        side, known = 2 if self._multilabel else self._num_classes, self._transition
+        shapes = [(side, side)] + ([] if known is None else [tuple(known.shape)])  # of open-set noise with outliers
+        if estimate is not None and (tuple(estimate.shape) not in shapes or not bool(estimate.isfinite().all())):
             raise TrainingFailed(f"transition must give finite [{side}, {side}], it gave {list(estimate.shape)}")
-        if estimate is not None and self._transition is not None:
-            found["train.transition_error"] = float((estimate.double().cpu() - self._transition).abs().mean())
+        if estimate is not None and known is not None and estimate.shape == known.shape:
+            found["train.transition_error"] = float((estimate.double().cpu() - known).abs().mean())
         return found
 
     def predict_test(self, method: Method, run: Run) -> tuple[Tensor, Tensor]:
         """Probabilities [N, K] of the test set, with the draws that belong to `run.epoch`, and its clean labels."""
-        return self._predict(method, run, "test", self._test)
+        return self._predict(method, run, "test", self.test)
+
+    def inlier_curve(self, method: Method, run: Run) -> tuple[Tensor, Tensor]:
+        """Precision [n] and recall [n] of telling test inliers from test outliers, recall ascending, n at most 200.
+
+        Raises:
+            UserError: there are no outliers: the noise is not open-set.
+        """
+        if self._outliers is None:
+            raise UserError("there are no outliers to tell from: inlier detection is for noise open_set")
+        return precision_recall(*self._inlier_scores(method, run, self.predict_test(method, run)[0]))
 
     def score(self, probabilities: Tensor, labels: Tensor) -> dict[str, float]:
         """`multilabel_metrics` or `classification_metrics`, as the task is."""
         return (multilabel_metrics if self._multilabel else classification_metrics)(probabilities, labels)
 
-    @property
-    def test(self) -> Loader:
-        """The test set's loader."""
-        return self._test
+    def _inlier_scores(self, method: Method, run: Run, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [n] of the test set and then of outliers, and whether each is an inlier, bool [n].
+
+        Of a method that offers none, the largest probability (Hendrycks and Gimpel 2017); `probabilities` are those of
+        the test set.
+        """
+        assert self._outliers is not None
+        inliers = self._offered(method, run, "inliers", self.test)
+        outliers = self._offered(method, run, "outliers", self._outliers)
+        if inliers is None or outliers is None:
+            inliers = probabilities.amax(1)
+            outliers = self._predict(method, run, "outliers", self._outliers)[0].amax(1)
+        scores = torch.cat([inliers, outliers])
+        return scores, torch.arange(len(scores), device=scores.device) < len(inliers)
+
+    def _offered(self, method: Method, run: Run, which: str, loader: Loader) -> Tensor | None:
+        """`Method.inlier_scores` of a whole set [n], checked."""
+        torch.manual_seed(stream(self._seed, "evaluate", run.epoch, which))
+        found = []
+        for batch in _in_order(loader):
+            scores = method.inlier_scores(batch.x)
+            if scores is None:
+                return None
+            if scores.shape != (len(batch.x),) or not bool(scores.isfinite().all()):
+                raise TrainingFailed(f"inlier_scores must give finite [{len(batch.x)}], it gave {list(scores.shape)}")
+            found.append(scores.double())
+        return torch.cat(found)
 
     def _predict(
         self, method: Method, run: Run, which: str, loader: Loader, indices: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         # A stream for each set: the size of one must not shift the draws of a Monte-Carlo method on another.
         torch.manual_seed(stream(self._seed, "evaluate", run.epoch, which))
-        batches = loader.batches(
-            indices, augment=False, shuffle=False, batch_size=EVALUATION_BATCH, order_seed=0, augment_seed=0
-        )
-        probabilities = torch.cat([method.predict(batch.x).float() for batch in batches])
+        probabilities = torch.cat([method.predict(batch.x).float() for batch in _in_order(loader, indices)])
         check_probabilities(probabilities, self._num_classes, self._multilabel)
         return probabilities, loader.labels if indices is None else loader.labels[indices.to(loader.labels.device)]
+
+
+def _in_order(loader: Loader, indices: Tensor | None = None) -> Iterator[Batch]:
+    return loader.batches(
+        indices, augment=False, shuffle=False, batch_size=EVALUATION_BATCH, order_seed=0, augment_seed=0
+    )
 
 
 def check_probabilities(p: Tensor, num_classes: int, multilabel: bool = False) -> None:
@@ -180,6 +234,23 @@ def average_precision(p: Tensor, y: Tensor) -> float:
         return 0.0
     hits = len(present) - torch.searchsorted(present, present)
     return float((hits.double() / (len(everything) - torch.searchsorted(everything, present))).mean())
+
+
+def precision_recall(scores: Tensor, positive: Tensor, points: int = 200) -> tuple[Tensor, Tensor]:
+    """Precision [n] and recall [n], float64, of "positive from this score on", from the highest score to the lowest.
+
+    One point for each score that occurs, thinned evenly to `points` where there are more; the last has recall one.
+
+    Args:
+        scores: [N], larger = more likely positive; positive: bool [N], one at least.
+    """
+    ordered, order = scores.sort(descending=True)
+    found = positive[order].double().cumsum(0)
+    last = torch.cat([(ordered[1:] != ordered[:-1]).nonzero().flatten().cpu(), torch.tensor([len(scores) - 1])])
+    if len(last) > points:
+        last = last[torch.linspace(0, len(last) - 1, points, dtype=torch.float64).round().long()]
+    found = found.cpu()
+    return found[last] / (last + 1), found[last] / found[-1]
 
 
 def _accuracy(p: Tensor, y: Tensor, top_k: int = 1) -> float:

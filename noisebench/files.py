@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,26 @@ def read_json(file: Path) -> dict[str, Any] | None:
         found = json.loads(file.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else None
     return None
+
+
+def make_once(file: Path, make: Callable[[Path], None]) -> None:
+    """Create `file` where it is missing, by `make` on a path aside, under a lock; what `make` finished is renamed.
+
+    For a set-up of many steps that neither a kill nor a second process may disturb.
+    """
+    from filelock import FileLock  # 0.1 s, and every command imports this module
+
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if file.exists():
+            return
+        aside = file.with_name(f".{file.name}.new")
+        for leftover in file.parent.glob(f"{glob.escape(aside.name)}*"):  # of a killed process, and its journal
+            leftover.unlink()
+        make(aside)
+        aside.replace(file)
 
 
 def data_root_from(given: str | Path | None) -> Path | None:

@@ -17,8 +17,9 @@ def digest(value: Any) -> str:
 
 
 def dataset_code(name: str) -> list[str]:
-    """A dataset's name and code."""
-    return [name, registry.datasets()[name].code()]
+    """A dataset's name and code; ``name@n`` has those of the whole set."""
+    plain, _ = registry.sized(name)
+    return [plain, registry.datasets()[plain].code()]
 
 
 def method_code(name: str, hparams: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +14,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from noisebench import noise, registry
-from noisebench.assembly import MOST_CLASSES, Setup, build_method, load_dataset, make_hparams, method_class, split
+from noisebench import noise
+from noisebench.assembly import (
+    Setup,
+    build_method,
+    known_of,
+    load_dataset,
+    load_source,
+    make_hparams,
+    method_class,
+    split,
+)
 from noisebench.cell import weights_sha256
-from noisebench.config import Cell, Recipe, build
+from noisebench.config import Cell, Noise, Recipe, build
 from noisebench.errors import UserError
 from noisebench.evaluation import EVALUATION_BATCH
 from noisebench.files import data_root_from, read_json
@@ -85,12 +93,16 @@ class FinishedRun:
         noisy = noise.load(folder.parent.parent / config["noise_folder"])
         if noisy.labels.shape != data.train_labels.shape:
             raise UserError(f"{folder.name}: its noise is for labels {list(noisy.labels.shape)}; the data have changed")
+        source = None
+        if noisy.outliers is not None:
+            spec: Noise = build(Noise, config["noise"], f"{folder.name}: noise")
+            source = load_source(spec, data, config["dataset"], data_root_from(data_root))
         try:
             state = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UserError(f"{folder / 'model.pt'} cannot be read: {type(error).__name__}") from None
         with _restoring(recipe.threads):
-            setup = Setup(kind, hparams, data, noisy.labels, recipe, config["seed"], noisy, accelerator)
+            setup = Setup(kind, hparams, data, noisy.labels, recipe, config["seed"], noisy, accelerator, source)
         setup.run.epoch = recipe.epochs - 1
         run = cls(folder, config, result, data, setup)
         run._take(setup.method, state, "its code has changed since")
@@ -153,13 +165,11 @@ class FinishedRun:
         cls, changes = type(self.method), ", ".join(f"{key}={value}" for key, value in hparams.items())
         settings = make_hparams(cls, {**self.hparams, **hparams}, f"method '{self.config['method']}'")
         other, data, recipe = copy.copy(self), self.data, build(Recipe, self.config["recipe"], "recipe")
-        transition = None
-        if cls.needs_with(settings) and data.num_classes <= MOST_CLASSES:
-            transition = torch.from_numpy(np.array(noise.load(self.out / self.config["noise_folder"]).transition))
         with _restoring(recipe.threads):
-            num_train = len(split(len(data.train_labels), recipe, self.config["seed"])[0])
-            about = data.num_classes, num_train, data.image_shape
-            made = build_method(cls, settings, recipe, self.config["seed"], *about, transition, data.multilabel)
+            train_at = split(len(data.train_labels), recipe, self.config["seed"])[0]
+            noisy = noise.load(self.out / self.config["noise_folder"]) if cls.needs_with(settings) else None
+            about = data.num_classes, len(train_at), data.image_shape, known_of(noisy, train_at), data.multilabel
+            made = build_method(cls, settings, recipe, self.config["seed"], *about)
         made.to(self._run.device)
         if recipe.channels_last:
             made.to(memory_format=torch.channels_last)
@@ -197,20 +207,14 @@ def _restoring(threads: int) -> Iterator[None]:
 def _same_code(config: dict[str, Any]) -> bool:
     """Whether the cell that config.json describes has the fingerprint that it has there.
 
-    config.json has the settings as the method took them: a float with no fraction may have been written as an int.
+    True where it does not say which settings were given: a fingerprint is of these as they were written, 1 or 1.0.
     """
-    known, spec = registry.methods()[config["method"]].defaults, dict(config["noise"])
+    if "given" not in config:
+        return True
+    spec = dict(config["noise"])
     if isinstance(spec.get("mapping"), dict):  # JSON made texts of its classes
         spec["mapping"] = {int(key): value for key, value in spec["mapping"].items()}
-    about = {key: config[key] for key in ("dataset", "seed", "recipe")} | {"noise": spec}
-    given = {key: value for key, value in config["hparams"].items() if key in known}
-    whole = [key for key, value in given.items() if isinstance(value, float) and value.is_integer()]
-    rest = {key: value for key, value in config["hparams"].items() if key not in known}
-    for as_int in itertools.product((False, True), repeat=min(len(whole), 8)):
-        written = given | {key: int(given[key]) for key, flag in zip(whole, as_int, strict=False) if flag}
-        for hparams in (written, written | rest):  # what is in neither is a default that only the class knows
-            method = {"name": config["method"], "hparams": hparams}
-            cell: Cell = build(Cell, {"method": method, **about}, "config.json")
-            if cell.fingerprint() == config["fingerprint"]:
-                return True
-    return False
+    method = {"name": config["method"], "hparams": config["given"]}
+    about = {key: config[key] for key in ("dataset", "seed", "recipe")}
+    cell: Cell = build(Cell, about | {"method": method, "noise": spec}, "config.json")
+    return bool(cell.fingerprint() == config["fingerprint"])

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from noisebench.assembly import Setup, load_dataset, make_hparams, make_noise, method_class
+from noisebench import registry
+from noisebench.assembly import Setup, load_dataset, load_source, make_hparams, make_noise, method_class
 from noisebench.cell import summarise, weights_sha256
 from noisebench.config import Noise, Recipe, build
 from noisebench.data import ImageData
@@ -72,12 +73,12 @@ def fit(
 
     Args:
         method: a registered name or a `Method` class.
-        dataset: a registered name or an `ImageData`.
+        dataset: a registered name, ``name@n`` for n of its training images, or an `ImageData`.
         noise: a kind of noisebench.noise.KINDS; rate: in [0, 1].
         seed: of the run and of the noise.
         hparams: the method's settings where they differ from the defaults.
         recipe: keys of a benchmark's recipe where they differ from the defaults, e.g. ``{"epochs": 10}``.
-        noise_options: the kind's own options, e.g. ``{"include_true": True}``.
+        noise_options: the kind's own options, e.g. ``{"include_true": True}`` or ``{"source": "cifar100"}``.
         data_root: torchvision's layout; NOISEBENCH_DATA by default.
         device: "auto", "cpu", "cuda".
 
@@ -90,10 +91,14 @@ def fit(
     settings = make_hparams(cls, hparams or {}, f"method '{cls.name}'")
     data = load_dataset(dataset, data_root_from(data_root)) if isinstance(dataset, str) else dataset
     spec: Noise = build(Noise, {"kind": noise, "rate": rate, **(noise_options or {})}, "noise")
-    noisy = make_noise(spec, data, seed)
+    called = dataset if isinstance(dataset, str) else "the dataset"
+    source = load_source(spec, data, called, data_root_from(data_root))
+    noisy = make_noise(spec, data, seed, source)
     threads, journal = torch.get_num_threads(), Memory()
     try:
-        setup = Setup(cls, settings, data, noisy.labels, build(Recipe, recipe or {}, "recipe"), seed, noisy, device)
+        size = registry.sized(dataset)[1] if isinstance(dataset, str) else None
+        plan: Recipe = build(Recipe, (recipe or {}) | ({} if size is None else {"train_size": size}), "recipe")
+        setup = Setup(cls, settings, data, noisy.labels, plan, seed, noisy, device, source)
         setup.train(journal)
     finally:
         torch.set_num_threads(threads)

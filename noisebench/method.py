@@ -83,7 +83,9 @@ class Task:
         feature_dim: D, the size of the features that a backbone gives.
         make_backbone: makes a new backbone; use `backbone()`.
         given: what the method's `needs` asked for: "transition" is the true T, float64 [K, K], rows sum to one; [2, 2]
-            over {absent, present} for a multilabel task.
+            over {absent, present} for a multilabel task, [K + 1, K + 1] with a class for outliers under open-set noise
+            (only for a method that needs "outliers" too). "outliers" is bool [N], the training images that are known
+            not to be of any class (their y means nothing); there under open-set noise alone.
         multilabel: whether an image may have several labels, or none.
     """
 
@@ -110,7 +112,7 @@ class Method(nn.Module):
     Class attributes:
         name: what users write; classes without one are parts, not methods.
         paper: citation, one line.
-        needs: what beyond noisy labels the method must be given ("transition"); marks the row as privileged.
+        needs: what beyond noisy labels it must be given, "transition" or "outliers"; marks the row as privileged.
         stochastic: why `predict` depends on how samples are batched, if it does (Monte Carlo); else empty.
         multilabel: whether it can be trained where an image has several labels; it is refused there if not.
         search: settings worth tuning and what to try for them, e.g. ``{"temperature": Range(0.1, 5.0, log=True)}``;
@@ -185,8 +187,18 @@ class Method(nn.Module):
         """How suspect each training label is, float [N], larger = more likely wrong."""
         return None
 
+    def inlier_scores(self, x: Tensor) -> Tensor | None:
+        """How likely each image of x is one of the K classes and no outlier, float [B], larger = more likely.
+
+        Called as `predict` is, under open-set noise; without it the largest predicted probability is taken.
+        """
+        return None
+
     def transition(self) -> Tensor | None:
-        """The method's estimate of T, [K, K], T[i, j] = P(noisy j | true i); [2, 2] in a multilabel task."""
+        """The method's estimate of T, [K, K], T[i, j] = P(noisy j | true i).
+
+        [2, 2] in a multilabel task; [K + 1, K + 1], outliers last, where the method has a class for them.
+        """
         return None
 
     def covariance(self, x: Tensor) -> Tensor | None:

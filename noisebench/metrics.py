@@ -28,6 +28,8 @@ METRICS = {
     "ece": Metric("ECE", False, False),
     "memorised": Metric("memorised", True, False),
     "noise_auc": Metric("noise AUC", True, True),
+    "inlier_auc": Metric("inlier AUC", True, True),
+    "inlier_ap": Metric("inlier AP", True, True),
     "transition_error": Metric("T error", False, False),
 }
 

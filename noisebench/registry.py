@@ -10,6 +10,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from noisebench.errors import BrokenPlugin, unknown
+from noisebench.errors import BrokenPlugin, UserError, unknown
 
 PACKAGE = Path(__file__).parent
 
@@ -304,6 +305,18 @@ def methods() -> Registry:
 def datasets() -> Registry:
     """Every registered dataset."""
     return _registry("dataset")
+
+
+def sized(dataset: str) -> tuple[str, int | None]:
+    """A dataset's own name, and how many of its training images ``name@n`` takes; None where that is not said.
+
+    Raises:
+        UserError: no name before the @, or no number of 2 or more behind it.
+    """
+    name, at, size = dataset.partition("@")
+    if at and not (name and re.fullmatch("[2-9]|[1-9][0-9]{1,11}", size)):
+        raise UserError(f"dataset '{dataset}': write {name or 'NAME'}@N, with N training images, 2 or more")
+    return name, int(size) if at else None
 
 
 def benchmarks() -> dict[str, Path]:

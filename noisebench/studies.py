@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from noisebench.errors import UserError
+from noisebench.files import make_once
 from noisebench.search import Choice, Range, Space
 
 STARTUP = 10
@@ -28,20 +28,13 @@ STARTUP = 10
 def open_store(file: Path) -> RDBStorage:
     """The studies of a file, which is made if it is missing.
 
-    Optuna's own set-up is many transactions: it runs on a file aside, under a lock, and the finished file is renamed.
+    Optuna's own set-up is many transactions, so it runs on a file aside.
 
     Raises:
         UserError: it is no such file.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with FileLock(f"{file}.lock"):
-        if not file.exists():
-            aside = file.with_name(f".{file.name}.new")
-            for leftover in file.parent.glob(f"{aside.name}*"):  # the file of a killed process, and its journal
-                leftover.unlink()
-            _connect(aside).engine.dispose()
-            aside.replace(file)
+    make_once(file, lambda aside: _connect(aside).engine.dispose())
     try:
         return _connect(file)
     except (SQLAlchemyError, RuntimeError) as error:

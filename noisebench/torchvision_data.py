@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ def load_idx(name: str, root: Path | None, download: bool, md5: Mapping[str, str
     Raises:
         UserError: no root, a file is missing, a file's content is not the published one, or the download failed.
     """
-    folder = _data_root(name, root, download) / name / "raw"
+    folder = data_root(name, root, download) / name / "raw"
     if download:
         _download(name, folder.parent.parent)
     # The bytes that were checked are the bytes that are used: nothing is read twice.
@@ -68,7 +69,7 @@ def load_cifar(name: str, root: Path | None, download: bool) -> Splits:
     Raises:
         UserError: no root, a file is missing, a file's content is not the published one, or the download failed.
     """
-    root = _data_root(name, root, download)
+    root = data_root(name, root, download)
     dataset = _torchvision(name)
     if download:
         _download(name, root)
@@ -85,13 +86,43 @@ def load_cifar(name: str, root: Path | None, download: bool) -> Splits:
     return Splits(images[:_CIFAR_TRAIN], labels[:_CIFAR_TRAIN], images[_CIFAR_TRAIN:], labels[_CIFAR_TRAIN:])
 
 
+def load_svhn(root: Path | None, download: bool, md5: Mapping[str, str]) -> Splits:
+    """torchvision's `SVHN`: ``root/train_32x32.mat`` and ``root/test_32x32.mat``; the publisher's label 10 is class 0.
+
+    Args:
+        root: the data folder.
+        download: let torchvision fetch what is missing.
+        md5: {"train_32x32.mat": its MD5, "test_32x32.mat": its MD5}.
+
+    Raises:
+        UserError: no root, a file is missing, a file's content is not the published one, or the download failed.
+    """
+    from scipy.io import loadmat  # opens no pickle
+
+    root = data_root("SVHN", root, download)
+    parts = []
+    for part in ("train", "test"):
+        if download:
+            _download("SVHN", root, split=part)
+        content: Any = io.BytesIO(_checked("SVHN", root / f"{part}_32x32.mat", md5[f"{part}_32x32.mat"]))
+        found = loadmat(content)
+        labels = found["y"].astype(np.int64).ravel()
+        parts += [np.ascontiguousarray(found["X"].transpose(3, 0, 1, 2)), np.where(labels == 10, 0, labels)]
+    return Splits(*parts)
+
+
 def _torchvision(name: str) -> Any:
     from torchvision import datasets  # seconds to import, and not needed for MNIST that is there
 
     return getattr(datasets, name)
 
 
-def _data_root(name: str, root: Path | None, download: bool) -> Path:
+def data_root(name: str, root: Path | None, download: bool = False) -> Path:
+    """The data folder, which exists, or is to be made by a download.
+
+    Raises:
+        UserError: there is none; `name` is what the message calls the dataset.
+    """
     if root is None:
         raise UserError(
             f"{name} needs a data folder; set --data-root or NOISEBENCH_DATA to one in torchvision's layout"
@@ -122,12 +153,12 @@ def _checked(name: str, path: Path, md5: str) -> bytes:
     return content
 
 
-def _download(name: str, root: Path) -> None:
+def _download(name: str, root: Path, **options: str) -> None:
     """Let torchvision fetch what is missing; one process at a time, since several cells may ask at once."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):
-            _torchvision(name)(root, download=True)
+            _torchvision(name)(root, download=True, **options)
     except (OSError, RuntimeError, EOFError, ValueError, http.client.HTTPException, tarfile.TarError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{name} could not be downloaded to {root}: {reason[:300]}") from error

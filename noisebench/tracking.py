@@ -29,11 +29,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from noisebench._outbox import NAME_LIMIT, TEXT_TAGS, Outbox, one_line
 from noisebench._sending import Pending, SenderProcess, serve, start
 from noisebench.errors import UserError
+from noisebench.files import make_once
 
 __all__ = ["Pending", "Sender", "SenderProcess", "prepare_store", "read_results", "start", "store_uri"]
 
@@ -69,20 +68,12 @@ def _artifact_root(uri: str, out: Path) -> str | None:
 def prepare_store(uri: str, out: Path) -> None:
     """Create the SQLite file of `uri` if it is missing; nothing to do for any other store.
 
-    MLflow's own set-up is neither kill- nor race-safe, so it runs on a file aside, under a lock, and the finished file
-    is renamed. Its header carries a random number (SQLite's ``user_version``), by which the acknowledgements tell this
-    store from one that was deleted and made anew.
+    MLflow's own set-up is neither kill- nor race-safe, so it runs on a file aside. Its header carries a random
+    number (SQLite's ``user_version``), by which the acknowledgements tell this store from one that was deleted and
+    made anew.
     """
-    file = _sqlite_file(uri)
-    if file is None or file.exists():
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
-        if file.exists():
-            return
-        aside = file.with_name(f".{file.name}.new")
-        for leftover in file.parent.glob(f"{aside.name}*"):  # the file of a killed process, and its journal
-            leftover.unlink()
+
+    def make(aside: Path) -> None:
         _prepare_environment(f"sqlite:///{aside}")
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -91,7 +82,10 @@ def prepare_store(uri: str, out: Path) -> None:
         with closing(sqlite3.connect(aside)) as database:
             database.execute(f"PRAGMA user_version = {int.from_bytes(os.urandom(4), 'big') >> 1 | 1}")
             database.commit()
-        aside.replace(file)
+
+    file = _sqlite_file(uri)
+    if file is not None:
+        make_once(file, make)
 
 
 def _identity(uri: str) -> str:

@@ -331,7 +331,7 @@ def write_board(benchmark: Benchmark, rows: list[TunedTo], trials: int, seed: in
     tuned = Tuned(
         trials=trials, seed=seed, objective=OBJECTIVE, rows={found.spec.label: found.facts() for found in rows}
     )
-    plain = benchmark.model_dump(exclude={"noise", "methods", "tuned"}) | {
+    plain = benchmark.model_dump(exclude={"noise", "methods", "tuned", "published"}) | {
         "name": f"{benchmark.name[:58]}-tuned",
         "title": f"{benchmark.title or benchmark.name} {tuned.note}",
         "noise": [kind.model_dump(exclude_defaults=True) for kind in benchmark.noise],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "120"
@@ -15,6 +18,29 @@ import torch
 hypothesis.settings.register_profile("same", derandomize=True, database=None)  # the same examples in every run
 hypothesis.settings.load_profile("same")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def one_picture() -> Iterator[None]:
+    """Every drawing of a T is a copy of the module's first: one takes several times as long as a small cell's training.
+
+    Workers, which are processes of their own, draw each.
+    """
+    from noisebench import noise
+
+    real, first = noise.draw_transition, b""
+
+    def draw(asked: Any, realised: Any, path: Path, *names: Any) -> None:
+        nonlocal first
+        if first:
+            path.write_bytes(first)
+        else:
+            real(asked, realised, path, *names)
+            first = path.read_bytes()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise, "draw_transition", draw)
+        yield
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from noisebench.executors import MAX_DEATHS, Place, run_local
 
 # No import of torch up here: the workers of the tests with made-up work import this file.
 
+pytestmark = pytest.mark.usefixtures("one_picture")
+
 SMALL: dict[str, Any] = {
     "name": "small",
     "datasets": ["digits"],
@@ -74,6 +76,30 @@ class NoSender:
 @pytest.fixture
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "start", lambda *_: NoSender())
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_sizes_of_a_dataset_share_their_noise_and_make_a_grid(tmp_path: Path) -> None:
+    recipe = {"epochs": 1, "batch_size": 32, "validation": 0.1}
+    benchmark = small(datasets=["digits@60", "digits@120"], methods=["ce"], recipe=recipe)
+    outcome = run(benchmark, tmp_path)
+    assert outcome.failed == 0
+    assert len([folder for folder in (tmp_path / "noise").iterdir() if folder.is_dir()]) == 1
+    assert {result["dataset"] for result in outcome.results} == set(benchmark.datasets)
+    assert (tmp_path / "boards" / "small" / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert board.rebuild(benchmark, tmp_path, "runs").to_json() == outcome.table.to_json()
+    # The same run under another name is not run again.
+    alone = run(small(name="alone", recipe=recipe | {"train_size": 60}, methods=["ce"]), tmp_path)
+    assert alone.results[0]["dataset"] == "digits"
+    assert alone.results[0]["seconds"] == outcome.results[0]["seconds"]
+    assert not (tmp_path / "boards" / "alone" / "grid.png").exists()
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_a_part_larger_than_the_dataset_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"small: datasets: 'digits@1201': there are 1200 training images"):
+        run(small(datasets=["digits@1201", "digits"], recipe={"epochs": 1}), tmp_path)
+    assert not (tmp_path / "runs").exists()
 
 
 PLUGIN = '''
@@ -152,8 +178,8 @@ def test_a_second_call_runs_nothing_and_writes_the_same_bytes(tmp_path: Path, no
     assert [r for r in third.results if r["label"] != "gce"] == first.results
 
 
-def test_one_job_and_two_jobs_give_the_same_weights_and_numbers(tmp_path: Path, no_mlflow: None) -> None:
-    one, two = (run(small(), tmp_path / str(jobs), run_local, jobs) for jobs in (1, 2))
+def test_two_workers_give_the_same_weights_and_numbers_as_one_process(tmp_path: Path, no_mlflow: None) -> None:
+    one, two = run(small(), tmp_path / "one"), run(small(), tmp_path / "two", run_local, 2)
     assert [r["status"] for r in one.results] == ["finished"] * 2
     weights = [[r["weights_sha256"] for r in outcome.results] for outcome in (one, two)]
     assert weights[0] == weights[1]
@@ -215,6 +241,8 @@ def test_cells_fail_with_their_reasons_and_the_others_finish(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A NaN, a plug-in that does not import, and one whose worker dies, all on one board."""
+    deaths = 2  # a worker takes seconds to start
+    monkeypatch.setattr(executors, "MAX_DEATHS", deaths)
     file = tmp_path / "odd.yaml"
     file.write_text(yaml.safe_dump(SMALL | {"name": "odd", "methods": ["nan_at", "broken", "dies", "ce"]}))
     out = tmp_path / "out"
@@ -225,7 +253,7 @@ def test_cells_fail_with_their_reasons_and_the_others_finish(
     assert {f["method"]: f["reason"] for f in table["failures"]} == {
         "nan_at": "the loss became nan in epoch 2, step 6",
         "broken": "'broken' (odd) cannot be imported: ModuleNotFoundError: No module named 'no_such_package'",
-        "dies": f"its worker process died {MAX_DEATHS} times (out of memory? see dmesg); try --jobs 1",
+        "dies": f"its worker process died {deaths} times (out of memory? see dmesg); try --jobs 1",
     }
     ranking = {row["method"]: row for row in table["cells"] if row["ranking"]}
     assert {m: (row["n"], row["failed"]) for m, row in ranking.items()} == {
@@ -237,7 +265,7 @@ def test_cells_fail_with_their_reasons_and_the_others_finish(
     assert all(row["mean"] is None for m, row in ranking.items() if m != "ce")
     benchmark = load_benchmark(str(file))
     logs = {c.method.label: out / c.folder() / "log.txt" for c in benchmark.cells()}
-    assert logs["dies"].read_text().count("started") == MAX_DEATHS
+    assert logs["dies"].read_text().count("started") == deaths
     assert logs["ce"].read_text().count("started") == 1
 
 

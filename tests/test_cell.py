@@ -29,6 +29,8 @@ from noisebench.cell import Folder, run_cell, summarise, weights_sha256
 from noisebench.config import Cell, Noise, build
 from noisebench.training import TrainingFailed
 
+pytestmark = pytest.mark.usefixtures("one_picture")
+
 EPOCHS = 4
 RECIPE = {"epochs": EPOCHS, "batch_size": 64, "lr": 0.05, "train_size": 200, "checkpoint_seconds": 0}
 FILES = {"config.json", "metrics.jsonl", "result.json", "model.pt", "log.txt", "lock"}

@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 
 from noisebench import cli, noise, registry
 
+pytestmark = pytest.mark.usefixtures("one_picture")
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("leaderboard", "tune", "analyse", "run", "inject", "list", "check", "new")
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "NO_COLOR": "1"}
@@ -427,12 +429,13 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(monkeypatch: pytest.
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            lines: list[Path] = []
+            saved: list[Path] = []
             until = time.monotonic() + 120
-            while not lines and time.monotonic() < until and process.poll() is None:
-                time.sleep(0.05)
-                lines = list(Path("noisebench-runs/runs").glob("ce-*/metrics.jsonl"))
-            assert lines, process.poll()
+            while not saved and time.monotonic() < until and process.poll() is None:
+                time.sleep(0.02)
+                saved = list(Path("noisebench-runs/runs").glob("ce-*/checkpoint.pt"))
+            assert saved, process.poll()
+            lines = saved[0].with_name("metrics.jsonl")
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
             out, err = process.communicate(timeout=120)
         finally:
@@ -441,13 +444,13 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(monkeypatch: pytest.
     assert process.returncode == 130
     assert "The same command goes on from there." in out
     assert "Traceback" not in out + err
-    before = lines[0].read_bytes()
+    before = lines.read_bytes()
     assert before.count(b"\n") < 20
 
     monkeypatch.setattr("noisebench.tracking.start", lambda *given: SimpleNamespace(finish=lambda: None))  # saves time
     ran = noisebench(*command[3:])
     assert ran.code == 0, ran.err
-    assert lines[0].read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    assert lines.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     for file in Path("noisebench-runs/runs").glob("*/metrics.jsonl"):
         assert [json.loads(line)["epoch"] for line in file.read_text().splitlines()] == list(range(1, 21))
     log = next(Path("noisebench-runs/runs").glob("ce-*/log.txt")).read_text()

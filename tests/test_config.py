@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from noisebench import config, registry
-from noisebench.config import Benchmark, build, check_names, load_benchmark, override, parse_yaml
+from noisebench.config import Benchmark, Recipe, build, check_names, load_benchmark, override, parse_yaml
 from noisebench.errors import UserError
 from noisebench.reading import to_yaml
 
@@ -76,6 +76,17 @@ def test_a_board_is_methods_by_datasets_by_noise_by_seeds() -> None:
         ({"methods": ["ce", "ce"]}, "methods: 'ce' is listed twice"),
         ({"seeds": [-1]}, "seeds.0: -1: should be greater than or equal to 0"),
         ({"name": "a/b"}, "name"),
+        ({"datasets": ["digit@100"]}, "small.yaml: datasets[0]: dataset 'digit' is unknown; did you mean digits"),
+        ({"datasets": ["@100"]}, "dataset '@100': write NAME@N, with N training images, 2 or more"),
+        ({"datasets": ["digits@"]}, "dataset 'digits@': write digits@N"),
+        ({"datasets": ["digits@1"]}, "dataset 'digits@1': write digits@N"),
+        ({"datasets": ["digits@0100"]}, "dataset 'digits@0100': write digits@N"),
+        ({"datasets": ["digits@1e3"]}, "dataset 'digits@1e3': write digits@N"),
+        ({"datasets": ["digits@50", "digits@50"]}, "datasets: 'digits@50' is listed twice"),
+        (
+            {"datasets": ["digits@50", "digits"], "recipe": {"train_size": 50}},
+            "datasets: 'digits@50' and 'digits' are one column under this recipe.train_size",
+        ),
     ],
 )
 def test_errors_name_the_key_the_value_and_what_would_be_right(changes: dict[str, Any], says: str) -> None:
@@ -104,6 +115,28 @@ def test_fingerprints_move_with_all_that_can_change_a_result_and_with_nothing_el
     ]
     prints = [small(**change).cells()[0].fingerprint() for change in changes]
     assert len({*prints, cell.fingerprint()}) == len(changes) + 1
+
+
+def test_a_part_of_a_dataset_is_a_column_with_a_train_size_of_its_own() -> None:
+    board = small(datasets=["digits", "digits@100"], recipe={"train_size": 500})
+    whole, part = (next(c for c in board.cells() if c.dataset == name) for name in board.datasets)
+    assert (whole.recipe.train_size, part.recipe.train_size) == (500, 100)
+    assert part.column == ("digits@100", whole.column[1])
+    assert part.noise_key() == whole.noise_key()
+    same = small(recipe={"train_size": 100}).cells()[0]
+    assert (part.fingerprint(), part.folder()) == (same.fingerprint(), same.folder())
+    assert part.fingerprint() != whole.fingerprint() == small(recipe={"train_size": 500}).cells()[0].fingerprint()
+
+
+def test_smaller_parts_are_subsets_of_larger_ones() -> None:
+    from noisebench.assembly import split
+
+    for seed in range(3):
+        sets = [
+            {i for part in split(1000, Recipe(train_size=n), seed) for i in part.tolist()} for n in (100, 300, 1000)
+        ]
+        assert [len(found) for found in sets] == [100, 300, 1000]
+        assert sets[0] < sets[1] < sets[2]
 
 
 def test_the_rules_version_is_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:

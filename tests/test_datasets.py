@@ -187,8 +187,32 @@ def test_multi_digits_never_change() -> None:
     assert found == "9beaef36169860c0d6ceb3da86d23574f37613df92df0725603514dedd0f862a"
 
 
+# Shapes: drawn, to be outliers for digits
+
+
+def test_shapes_are_of_the_size_and_range_of_digits_and_share_no_class_with_them() -> None:
+    shapes, digits = (dataset(name).load(None) for name in ("shapes", "digits"))
+    for name in ("train_images", "test_images"):
+        mine, theirs = getattr(shapes, name), getattr(digits, name)
+        assert mine.shape == theirs.shape
+        assert set(np.unique(mine)) <= set(np.unique(theirs))
+    assert not set(shapes.classes) & set(digits.classes)
+    drawn = [image.tobytes() for image in (*shapes.train_images, *shapes.test_images)]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_shapes_never_change() -> None:
+    data = dataset("shapes").load(None)
+    pixels = data.train_images / 255
+    assert data.mean == (round(float(pixels.mean()), 4),)
+    assert data.std == (round(float(pixels.std()), 4),)
+    arrays = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    found = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+    assert found == "c18aa6a1707f0dd8e44296f68a63b47e57d90a91a78abbf8ec7cf28b36cf0d50"
+
+
 def test_every_shipped_dataset_that_is_here_conforms() -> None:
-    for name in ("digits", "multi_digits"):
+    for name in ("digits", "multi_digits", "shapes"):
         check_dataset(dataset(name))
 
 
@@ -308,6 +332,157 @@ def test_the_damaged_file_of_a_real_cifar10_is_named(file: str, damage: str, tmp
     if damage != "absent":
         (copy / file).write_bytes(content if damage == "changed" else content[:-1])
     assert str(copy / file) in refusal("cifar10", tmp_path)
+
+
+# SVHN, in files made here
+
+
+def mat_files(root: Path) -> dict[str, str]:
+    """A tiny train_32x32.mat and test_32x32.mat; returns their MD5 sums."""
+    from scipy.io import savemat
+
+    md5 = {}
+    for part, count in (("train", 5), ("test", 3)):
+        pixels = np.arange(count * 32 * 32 * 3, dtype=np.int64).astype(np.uint8).reshape(count, 32, 32, 3)
+        labels = np.array([[10], [1], [9], [10], [5]][:count], dtype=np.uint8)
+        file = root / f"{part}_32x32.mat"
+        savemat(file, {"X": pixels.transpose(1, 2, 3, 0), "y": labels})
+        md5[file.name] = hashlib.md5(file.read_bytes()).hexdigest()
+    return md5
+
+
+def test_svhn_is_read_with_ten_as_class_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    svhn = dataset("svhn")
+    monkeypatch.setattr(svhn, "MD5", mat_files(tmp_path))
+    data = svhn.load(tmp_path)
+    assert data.train_labels.tolist() == [0, 1, 9, 0, 5]
+    assert data.test_labels.tolist() == [0, 1, 9]
+    assert (data.train_images.shape, data.test_images.shape) == ((5, 32, 32, 3), (3, 32, 32, 3))
+    assert data.train_images[0, 0, :2].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert data.train_images.flags.c_contiguous
+
+
+def test_svhn_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'train_32x32.mat'} is missing" in refusal("svhn", tmp_path)
+    assert "NOISEBENCH_DATA" in refusal("svhn", None)
+    mat_files(tmp_path)
+    assert "not the published e26dedcc434d2e4c54c9b2d4a06d8373" in refusal("svhn", tmp_path)
+
+
+def test_svhn_sums_are_torchvisions() -> None:
+    from torchvision.datasets import SVHN
+
+    assert {file: md5 for _, file, md5 in SVHN.split_list.values()}.items() >= dataset("svhn").MD5.items()
+
+
+# TinyImageNet, in a tree made here
+
+
+@pytest.fixture
+def tiny_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes of two 64x64 images each, one of them grey, and three validation images."""
+    from PIL import Image
+
+    module = dataset("tinyimagenet")
+    for name, value in {"NUM_CLASSES": 2, "PER_CLASS": 2, "TEST": 3}.items():
+        monkeypatch.setattr(module, name, value)
+    folder = tmp_path / "tiny-imagenet-200"
+
+    def save(file: Path, level: int, mode: str = "RGB") -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (64, 64), (level, 0, 255) if mode == "RGB" else level).save(file, "JPEG")
+
+    for i, wnid in enumerate(("n02", "n01")):
+        for k in range(2):
+            save(folder / "train" / wnid / "images" / f"{wnid}_{k}.JPEG", 100 * i + 40 * k, "RGB" if i or k else "L")
+    for k in range(3):
+        save(folder / "val" / "images" / f"val_{k}.JPEG", 60 * k)
+    (folder / "wnids.txt").write_text("n02\nn01\n")
+    (folder / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\tcrane\nn03\tcrane\n")
+    boxes = [f"val_{k}.JPEG\t{wnid}\t0\t0\t9\t9" for k, wnid in enumerate(("n02", "n01", "n02"))]
+    (folder / "val" / "val_annotations.txt").write_text("\n".join(boxes) + "\n")
+    return folder
+
+
+def test_tinyimagenet_is_read_by_its_lists(tiny_tree: Path) -> None:
+    data = dataset("tinyimagenet").load(tiny_tree.parent)
+    assert data.classes == ("goldfish", "crane")
+    assert data.train_labels.tolist() == [0, 0, 1, 1]
+    assert data.test_labels.tolist() == [1, 0, 1]
+    assert (data.train_images.shape, data.test_images.shape) == ((4, 64, 64, 3), (3, 64, 64, 3))
+    assert np.allclose(data.train_images[1, 5, 5], (140, 0, 255), atol=4)
+    assert np.ptp(data.train_images[2], axis=-1).max() == 0  # the grey one
+    assert np.allclose(data.test_images[2, 5, 5], (120, 0, 255), atol=4)
+
+
+def test_tinyimagenet_is_decoded_once_and_again_when_its_files_change(tiny_tree: Path) -> None:
+    from PIL import Image
+
+    load = dataset("tinyimagenet").load
+    first = np.array(load(tiny_tree.parent).train_images)
+    made = sorted(tiny_tree.glob("noisebench-train-*.npy"))
+    stamp = made[0].stat().st_mtime_ns
+    assert np.array_equal(load(tiny_tree.parent).train_images, first)
+    assert made[0].stat().st_mtime_ns == stamp
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tiny_tree / "train" / "n01" / "images" / "n01_0.JPEG", "JPEG")
+    assert not np.array_equal(load(tiny_tree.parent).train_images[0], first[0])
+    assert len(sorted(tiny_tree.glob("*train*.npy"))) == 1
+    assert sorted(tiny_tree.glob("*train*.npy")) != made
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def shrink(file: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (32, 64)).save(file, "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("path", "damage", "says"),
+    [
+        ("train/n01/images/n01_1.JPEG", cut, "n01_1.JPEG is no whole image"),
+        ("train/n01/images/n01_1.JPEG", Path.unlink, "images has 1 images (*.JPEG), not 2"),
+        ("train/n01/images/n01_1.JPEG", shrink, "n01_1.JPEG is 64x32, not 64x64"),
+        ("train/n01/images/n01_1.JPEG", lambda file: file.write_bytes(b""), "n01_1.JPEG is no whole image"),
+        ("val/images/val_1.JPEG", Path.unlink, "val_1.JPEG is missing; val_annotations.txt, line 2 names it"),
+        ("val/val_annotations.txt", Path.unlink, "val_annotations.txt is missing"),
+        (
+            "val/val_annotations.txt",
+            lambda file: file.write_text("val_0.JPEG n02\n"),
+            "line 1: no image and WordNet id",
+        ),
+        (
+            "val/val_annotations.txt",
+            lambda file: file.write_text("../x.JPEG\tn02\n"),
+            "line 1: no image and WordNet id",
+        ),
+        ("val/val_annotations.txt", lambda file: file.write_text("val_0.JPEG\tn02\n"), "lists 1 images in 1 lines"),
+        ("wnids.txt", lambda file: file.write_text("n01\n"), "wnids.txt lists 1 ids, not 2"),
+        ("words.txt", lambda file: file.write_bytes(b"\xff\xfe\xfa"), "words.txt cannot be read"),
+    ],
+)
+def test_a_damaged_tinyimagenet_is_one_line_and_leaves_nothing_half_made(
+    path: str, damage: Any, says: str, tiny_tree: Path
+) -> None:
+    damage(tiny_tree / path)
+    assert says in refusal("tinyimagenet", tiny_tree.parent)
+    assert not list(tiny_tree.glob(".*"))
+
+
+def test_a_damaged_copy_of_tinyimagenet_is_named(tiny_tree: Path) -> None:
+    dataset("tinyimagenet").load(tiny_tree.parent)
+    (copy,) = tiny_tree.glob("noisebench-test-*.npy")
+    cut(copy)
+    assert f"{copy} is damaged; delete it" in refusal("tinyimagenet", tiny_tree.parent)
+
+
+def test_tinyimagenet_that_is_not_there_says_where_to_get_it(tmp_path: Path) -> None:
+    assert "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip" in refusal("tinyimagenet", tmp_path, download=True)
+    assert "NOISEBENCH_DATA" in refusal("tinyimagenet", None)
 
 
 # Download

@@ -94,7 +94,7 @@ def test_validation_is_under_noisy_labels_and_the_test_set_under_clean_ones() ->
     evaluator = setup.evaluator
     assert evaluator._validation is not None
     np.testing.assert_array_equal(evaluator._validation.labels.numpy(), noisy.labels[val_at])
-    np.testing.assert_array_equal(evaluator._test.labels.numpy(), data.test_labels)
+    np.testing.assert_array_equal(evaluator.test.labels.numpy(), data.test_labels)
     np.testing.assert_array_equal(evaluator._train.labels.numpy(), noisy.labels[train_at])
     np.testing.assert_array_equal(evaluator._wrong.numpy(), (noisy.labels != data.train_labels)[train_at])
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import noisebench
 from noisebench.checks import sample_data
 from noisebench.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_picture")
 
 QUICK = {"epochs": 2, "batch_size": 32}
 
@@ -83,7 +86,9 @@ def test_names_of_the_package_are_functions_whatever_was_imported_before() -> No
     assert callable(noisebench.leaderboard)
 
 
-def test_leaderboard_from_python(tmp_path: Path) -> None:
+def test_leaderboard_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The script above has a sender, which takes seconds.
+    monkeypatch.setattr("noisebench.tracking.start", lambda *given: SimpleNamespace(finish=lambda: None))
     table = noisebench.leaderboard(
         "digits", out=tmp_path, jobs=1, settings=["recipe.epochs=1", "seeds=[0]", "methods=[ce]"]
     )

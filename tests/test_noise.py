@@ -411,7 +411,7 @@ def test_two_matrices_of_one_rate_have_two_descriptions():
 
 def test_help_for_every_kind():
     assert set(noise.KINDS) == {
-        *("none", "symmetric", "pairflip", "asymmetric", "class_dependent", "matrix", "instance", "file")
+        *("none", "symmetric", "pairflip", "asymmetric", "class_dependent", "matrix", "instance", "file", "open_set")
     }
     assert all(str(kind) == kind.summary and all(kind.options.values()) for kind in noise.KINDS.values())
     assert set(noise.KINDS["class_dependent"].options) == {"trace", "matrix_seed"}

@@ -25,6 +25,8 @@ from noisebench.search import Choice, Range, assign, parse_search
 
 # No import of torch or Optuna up here: the workers of the test with made-up work import this file.
 
+pytestmark = pytest.mark.usefixtures("one_picture")
+
 SMALL: dict[str, Any] = {
     "name": "small",
     "datasets": ["digits"],
