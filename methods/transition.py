@@ -46,10 +46,10 @@ class Transition(_NoiseLayer):
             projection: onto the simplex: "euclidean", or "renormalise" for the paper's cheap form.
         """
 
-        warmup: Epochs = 0.1
+        warmup: Epochs = 0.2
         regulariser: Literal["ridge", "trace", "nuclear"] = "ridge"
-        weight: Annotated[float, Field(ge=0)] = 0.5
-        lr_scale: Annotated[float, Field(gt=0)] = 1.0
+        weight: Annotated[float, Field(ge=0)] = 0.3
+        lr_scale: Annotated[float, Field(gt=0)] = 0.15
         projection: Literal["euclidean", "renormalise"] = "euclidean"
 
     hparams: Hparams

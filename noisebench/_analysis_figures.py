@@ -157,11 +157,13 @@ def ranks(run: FinishedRun, reference: FinishedRun, found: Tensor, p_value: floa
     )
     axis.legend(frameon=False, loc="upper right")
     _plain(axis)
+    mean, middle = float(found.double().mean()), (most + 1) / 2
     facts = {
+        "summary": f"mean rank {mean:.2f}, uniform {middle:.1f}, one-sided p = {p_value:.2g}",
         "reference": {key: reference.config[key] for key in ("fingerprint", "method", "label")},
         "images": count,
-        "mean_rank": float(found.double().mean()),
-        "uniform_mean_rank": (most + 1) / 2,
+        "mean_rank": mean,
+        "uniform_mean_rank": middle,
         "p_value": p_value,
         "ranks": found.tolist(),
     }

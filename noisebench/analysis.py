@@ -1,4 +1,8 @@
-"""What a finished run has learned: the analyses of Collier et al., CVPR 2021, section 4.1, appendix D and Table 3.
+"""What a finished run has learned.
+
+The analyses of Collier et al., CVPR 2021, section 4.1, appendix D and Table 3; T learned beside the true one and the
+detection of inliers, Sukhbaatar et al. 2014, Fig. 2c and 4b; scores of right and of wrong labels, after Arazo et al.
+2019, Fig. 2.
 
 Each is a function on a `FinishedRun`; `analyse` does all that apply, draws them and hands them to MLflow::
 
@@ -6,6 +10,7 @@ Each is a function on a `FinishedRun`; `analyse` does all that apply, draws them
     top_covariances(run)                                    # Table 4
     covariance_ranks(run, FinishedRun.load(".../ce-..."))   # Fig. 2
     accuracy_against(run, "eval_samples", (1, 10, 100))     # at evaluation alone
+    transitions(run).learned                                # Sukhbaatar et al., Fig. 2c
 
 All of this looks at the test set. It tells about a run; it is no way to choose a setting, for which there is
 ``noisebench tune``.
@@ -20,24 +25,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from numpy.typing import NDArray
+from scipy.stats import norm, rankdata
 from torch import Tensor
+from torchmetrics.functional.classification import binary_calibration_error
 
 from noisebench.errors import UserError
+from noisebench.evaluation import ECE_BINS
 from noisebench.finished import FinishedRun
 from noisebench.metrics import score_of
 
 __all__ = [
     "Analyses",
+    "Detection",
     "FinishedRun",
     "Pair",
     "Point",
+    "Transitions",
     "accuracy_against",
     "analyse",
     "covariance_ranks",
     "mean_covariance",
+    "noise_detection",
     "rank_p_value",
     "top_covariances",
+    "transitions",
 ]
 
 SAMPLES = (1, 10, 100, 1000)
@@ -61,6 +73,36 @@ class Point(NamedTuple):
     value: Any
     score: float
     nll: float
+
+
+class Transitions(NamedTuple):
+    """T of the noise and of the method: float64 [K, K], T[i, j] = P(noisy j | true i).
+
+    [2, 2] where an image has several labels; [K + 1, K + 1] under open-set noise. `realised` is counted in the run's
+    training split; a class without samples there has NaN.
+    """
+
+    asked: NDArray[np.float64]
+    realised: NDArray[np.float64]
+    learned: NDArray[np.float64]
+
+    @staticmethod
+    def error(matrix: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+        """The mean absolute difference, over the cells where `truth` is known."""
+        return float(np.nanmean(np.abs(matrix - truth)))
+
+
+class Detection(NamedTuple):
+    """How well a method's scores, float64 [N], tell which of its training labels are wrong, bool [N].
+
+    `auc` is the area under the ROC curve, `ece` the expected calibration error in 15 equal-width bins, or None where a
+    score is outside [0, 1].
+    """
+
+    scores: Tensor
+    wrong: Tensor
+    auc: float
+    ece: float | None
 
 
 def mean_covariance(run: FinishedRun) -> Tensor:
@@ -113,10 +155,7 @@ def covariance_ranks(run: FinishedRun, reference: FinishedRun) -> Tensor:
     Raises:
         UserError: another column or seed, several labels an image, no covariance, or no such image.
     """
-    for key in ("dataset", "noise_label", "seed", "noise_sha256"):
-        mine, other = run.config[key], reference.config[key]
-        if mine != other:
-            raise UserError(f"{reference.folder.name}: its {key} is {other}, and that of {run.folder.name} is {mine}")
+    _check_column(run, reference)
     if run.data.multilabel:
         raise UserError(f"{run.config['dataset']}: ranks need one label an image, and it has several")
     truth = torch.from_numpy(np.array(run.data.test_labels))
@@ -132,6 +171,13 @@ def covariance_ranks(run: FinishedRun, reference: FinishedRun) -> Tensor:
         rows.scatter_(1, truth[at, None], -1.0)
         ranks.append(1 + (rows > value).sum(1))
     return torch.cat(ranks)
+
+
+def _check_column(run: FinishedRun, reference: FinishedRun) -> None:
+    for key in ("dataset", "noise_label", "seed", "noise_sha256"):
+        mine, other = run.config[key], reference.config[key]
+        if mine != other:
+            raise UserError(f"{reference.folder.name}: its {key} is {other}, and that of {run.folder.name} is {mine}")
 
 
 def rank_p_value(ranks: Tensor, num_classes: int) -> float:
@@ -174,6 +220,38 @@ def accuracy_against(run: FinishedRun, setting: str, values: Sequence[Any]) -> l
     return points
 
 
+def transitions(run: FinishedRun) -> Transitions:
+    """T asked, T realised and T learned (Sukhbaatar et al., Fig. 2c).
+
+    Raises:
+        UserError: the method offers no T, the noise keeps none, or they have different shapes.
+    """
+    estimate = run.method.transition()
+    if estimate is None:
+        raise UserError(f"{run.config['method']} offers no T (Method.transition)")
+    learned, asked = estimate.detach().double().cpu().numpy(), run.noisy.transition
+    if learned.shape != asked.shape:
+        shapes = f"{list(learned.shape)}, that of the noise {list(asked.shape)}"
+        raise UserError(f"{run.config['label']}: the T of the method is {shapes}")
+    return Transitions(asked, run.noisy.realised_transition(run.true_labels), learned)
+
+
+def noise_detection(run: FinishedRun) -> Detection:
+    """The method's scores of its training labels against which of them are wrong (Arazo et al., Fig. 2).
+
+    Raises:
+        UserError: the method offers no scores, or all labels are right or all wrong.
+    """
+    scores, wrong = run.noise_scores()
+    bad = int(wrong.sum())
+    if bad in (0, len(wrong)):
+        raise UserError(f"no training label is {'right' if bad else 'wrong'}: there is nothing to tell apart")
+    above = float(rankdata(scores.numpy())[wrong.numpy()].sum()) - bad * (bad + 1) / 2
+    probable = bool(((scores >= 0) & (scores <= 1)).all())
+    ece = float(binary_calibration_error(scores, wrong.long(), ECE_BINS, "l1")) if probable else None
+    return Detection(scores, wrong, above / (bad * (len(wrong) - bad)), ece)
+
+
 # ------------------------------------------------------------------------------------------------ all at once
 
 
@@ -204,11 +282,12 @@ def analyse(
     """All analyses that apply to a run: written into its folder's ``analysis/``, and logged to its MLflow run.
 
     Args:
-        reference: for `covariance_ranks`; left out without one.
+        reference: for `covariance_ranks`, which is left out without one, and beside the run's curve of inliers.
         samples, temperatures: for `accuracy_against` with ``eval_samples`` and ``temperature``.
         count: of `top_covariances`.
     """
     from noisebench import _analysis_figures as figures
+    from noisebench import _analysis_noise_figures as noise_figures
 
     done = Analyses()
 
@@ -230,10 +309,25 @@ def analyse(
     def against(setting: str, values: Sequence[Any]) -> None:
         keep(f"accuracy_{setting}", figures.against(run, setting, accuracy_against(run, setting, values)))
 
+    def learned() -> None:
+        keep("learned_transition", noise_figures.transitions(run, transitions(run)))
+
+    def inliers() -> None:
+        name, curves = "inlier_detection", {run.config["label"]: (run, *run.inlier_curve())}
+        if reference is not None:
+            _check_column(run, reference)
+            name += f"_{figures.slug(reference)}"
+            curves[reference.config["label"]] = (reference, *reference.inlier_curve())
+        keep(name, noise_figures.inliers(run, curves))
+
+    def detection() -> None:
+        keep("noise_scores", noise_figures.scores(run, noise_detection(run)))
+
     work: list[tuple[str, Any, tuple[Any, ...]]] = [("top_covariances", covariances, ())]
     work += [("covariance_ranks", ranks, (reference,))] if reference is not None else []
     work += [("accuracy_eval_samples", against, ("eval_samples", samples))] if samples else []
     work += [("accuracy_temperature", against, ("temperature", temperatures))] if temperatures else []
+    work += [("learned_transition", learned, ()), ("inlier_detection", inliers, ()), ("noise_scores", detection, ())]
     for name, act, arguments in work:
         try:
             act(*arguments)

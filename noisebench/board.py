@@ -116,14 +116,22 @@ def table_of(benchmark: Benchmark, results: list[dict[str, Any]]) -> Table:
 def check_settings(benchmark: Benchmark, place: Place) -> None:
     """Refuse what would fail every cell before the first one starts: settings, data, backbone.
 
-    A plug-in that cannot be imported, or one dataset of several that is missing, fails its own cells only.
+    A plug-in that cannot be imported, or one dataset of several that is missing, fails its own cells only; a source of
+    outliers that is missing is refused.
 
     Raises:
         UserError: the key, the value, what would be right.
     """
     import torch
 
-    from noisebench.assembly import check_several, load_dataset, make_hparams, method_class, whole_dataset
+    from noisebench.assembly import (
+        check_several,
+        load_dataset,
+        load_source,
+        make_hparams,
+        method_class,
+        whole_dataset,
+    )
     from noisebench.nn import make_backbone
 
     rows = []
@@ -145,6 +153,11 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
         size, most = registry.sized(name)[1], len(data.train_labels)
         if size is not None and size > most:
             raise UserError(f"{benchmark.name}: datasets: '{name}': there are {most} training images")
+        for i, noise in enumerate(benchmark.noise):
+            try:
+                load_source(noise, data, name, place.data_root, place.download)
+            except UserError as error:
+                raise UserError(f"{benchmark.name}: noise[{i}] on {name}: {error}") from None
     for cls, hparams in rows if several else ():
         check_several(cls, hparams, f"dataset '{several}'")
     whole_dataset.cache_clear()

@@ -24,17 +24,25 @@ Value = TypeVar("Value", int, float)
 
 ANALYSE_HELP = r"""Look into a finished run: what its noise model has learned, and how its settings matter.
 
-Every analysis that applies to the run's method is done (after Collier et al., CVPR 2021), drawn, and written to \
-RUN/analysis/ as PNG, CSV and JSON; the run of a board has them in MLflow as well.
+Every analysis that the run has something for is done, drawn, and written to RUN/analysis/ as PNG, CSV and JSON; the \
+run of a board has them in MLflow as well.
 
-top covariances: which pairs of classes have noise that goes together (Table 4).
+top covariances: which pairs of classes have noise that goes together (Collier et al. 2021, Table 4).
 
 covariance ranks, with --against: where the mistakes of another run, e.g. of ce, that this one does not make stand \
-among the covariances of the true class (Fig. 2); rank 1 is the largest.
+among the covariances of the true class (their Fig. 2); rank 1 is the largest.
 
 accuracy against samples, and against the temperature: both changed at evaluation alone, the weights as they are.
 
-All of it looks at the test set. It describes a run and is no way to choose a setting: noisebench tune does that.
+learned transition: T as asked, as realised in the training split, and as learned (Sukhbaatar et al. 2014, Fig. 2c).
+
+inlier detection, under open-set noise: precision and recall of telling test images from outliers (their Fig. 4b); \
+with --against the other run's curve too.
+
+noise scores: those of right and of wrong training labels, their AUC and calibration (after Arazo et al. 2019, Fig. 2).
+
+All of it looks at the test set or at clean labels. It describes a run and is no way to choose a setting: noisebench \
+tune does that.
 
 For example:
 
@@ -47,7 +55,7 @@ def analyse(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run, below runs/.")],
     against: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Another method's run on the same data, noise and seed, for the ranks."),
+        typer.Option(metavar="RUN", help="Another method's run on the same data, noise and seed, to compare."),
     ] = None,
     samples: Annotated[
         str | None, typer.Option(help="Monte-Carlo samples of a prediction, by commas.", show_default="1,10,100,1000")
@@ -77,10 +85,14 @@ def analyse(
         print(json.dumps({"found": done.found, "skipped": done.skipped, "files": files, "mlflow": done.tracked}))
     else:
         _show(done, loaded.title, console())
-    asked = {"covariance_ranks": against, "accuracy_eval_samples": counts, "accuracy_temperature": taus}
-    refused = [name for name in done.skipped if asked.get(name)]
-    if refused:
-        fail(f"{refused[0]} was asked for: {done.skipped[refused[0]]}", 1)
+    asked = (
+        (against, ("covariance_ranks", "inlier_detection")),
+        (counts, ("accuracy_eval_samples",)),
+        (taus, ("accuracy_temperature",)),
+    )
+    for given, names in asked:
+        if given and all(name in done.skipped for name in names):
+            fail("; ".join(f"{name} was asked for: {done.skipped[name]}" for name in names), 1)
     if not done.found:
         fail(f"no analysis applies to {loaded.config['label']}", 1)
 
@@ -109,9 +121,8 @@ def _show(done: Analyses, title: str, terminal: Console) -> None:
             table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
         terminal.print()
         terminal.print(table)
-        if "p_value" in found:
-            text = f"mean rank {found['mean_rank']:.2f}, uniform {found['uniform_mean_rank']:.1f}"
-            terminal.print(f"{text}, one-sided p = {found['p_value']:.2g}", highlight=False)
+        if "summary" in found:
+            terminal.print(found["summary"], soft_wrap=True, markup=False, highlight=False)
     if done.skipped:
         terminal.print()
     for name, reason in done.skipped.items():

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +48,19 @@ class FinishedRun:
         config, result: what its config.json and result.json hold.
         data: its dataset; method: the trained method, in eval mode.
         hparams: the settings of `method`.
+        noisy: the noise of its training split; true_labels: the clean labels there, of the shape of the noisy ones.
     """
 
     method: Method
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], result: dict[str, Any], data: ImageData, setup: Setup
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        result: dict[str, Any],
+        data: ImageData,
+        noisy: noise.NoisyLabels,
+        setup: Setup,
     ) -> None:
         """`load` makes one."""
         self.folder, self.out = folder, folder.parent.parent
@@ -61,6 +69,10 @@ class FinishedRun:
         self.method = setup.method
         self._setup = setup
         self._run = setup.run
+        recipe: Recipe = build(Recipe, config["recipe"], f"{folder.name}: recipe")
+        train_at = split(len(data.train_labels), recipe, config["seed"])[0].numpy()
+        self.true_labels = data.train_labels[train_at]
+        self.noisy = _part(noisy, train_at)
 
     @classmethod
     def load(cls, folder: str | Path, data_root: str | Path | None = None, accelerator: str = "auto") -> FinishedRun:
@@ -104,7 +116,7 @@ class FinishedRun:
         with _restoring(recipe.threads):
             setup = Setup(kind, hparams, data, noisy.labels, recipe, config["seed"], noisy, accelerator, source)
         setup.run.epoch = recipe.epochs - 1
-        run = cls(folder, config, result, data, setup)
+        run = cls(folder, config, result, data, noisy, setup)
         run._take(setup.method, state, "its code has changed since")
         if weights_sha256(run.method) != result["weights_sha256"]:
             raise UserError(f"{folder / 'model.pt'} holds other weights than result.json names")
@@ -156,6 +168,34 @@ class FinishedRun:
                 raise UserError(f"{self.config['method']} offers no covariance of its noise (Method.covariance)")
             yield batch.index, found
 
+    def noise_scores(self) -> tuple[Tensor, Tensor]:
+        """`Method.noise_scores` of the training split, float64 [N], and which of its labels are wrong, bool [N].
+
+        Wrong as "train.noise_auc" has it: an image of several labels if any is, an outlier whatever its label.
+
+        Raises:
+            UserError: the method offers none.
+        """
+        with self._evaluating():
+            scores = self.method.noise_scores(self._run)
+        if scores is None:
+            raise UserError(f"{self.config['method']} offers no scores of its training labels (Method.noise_scores)")
+        wrong = self.noisy.labels != self.true_labels
+        if self.noisy.outliers is not None:
+            wrong = wrong | (self.noisy.outliers >= 0)
+        return scores.double().cpu(), torch.from_numpy(wrong.any(axis=1) if wrong.ndim == 2 else wrong)
+
+    def inlier_curve(self) -> tuple[Tensor, Tensor]:
+        """Precision [n] and recall [n] of telling test inliers from outliers, recall ascending (`Evaluator`).
+
+        The last has recall one: its precision is the share of inliers.
+
+        Raises:
+            UserError: the noise is not open-set.
+        """
+        with self._evaluating():
+            return self._setup.evaluator.inlier_curve(self.method, self._run)
+
     def with_settings(self, **hparams: Any) -> FinishedRun:
         """The same weights under other settings of the method.
 
@@ -190,6 +230,13 @@ class FinishedRun:
         """As the training loop evaluates; neither the threads nor the global generators notice."""
         with _restoring(self.config["recipe"]["threads"]), torch.no_grad(), self._run.autocast():
             yield
+
+
+def _part(noisy: noise.NoisyLabels, at: npt.NDArray[np.int64]) -> noise.NoisyLabels:
+    """The noise of some samples alone; its rates are still those of all."""
+    outliers = None if noisy.outliers is None else noisy.outliers[at]
+    labelled = None if noisy.labelled is None else noisy.labelled[at]
+    return replace(noisy, labels=noisy.labels[at], outliers=outliers, labelled=labelled)
 
 
 @contextmanager

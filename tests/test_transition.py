@@ -55,6 +55,11 @@ def eq3(p: Array, t: Array, y: Tensor) -> tuple[float, Array, Array]:
     return float(np.mean(losses)), by_logits, by_t
 
 
+def cut(gradient: Array) -> Array:
+    """The gradient of T as the layer lets it through: of norm 1 at most."""
+    return np.asarray(gradient / max(1.0, float(np.linalg.norm(gradient))))
+
+
 class Table(nn.Module):
     """A "network" that gives the logits of sample n for the n-th row of the identity."""
 
@@ -90,8 +95,9 @@ def close(found: Tensor, expected: Array | float) -> None:
 # ------------------------------------------------------------------------------------------------------ the layer
 
 
-def test_the_layer_is_equations_2_and_3_with_their_gradients() -> None:
-    logits, y = drawn()
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_the_layer_is_equations_2_and_3_with_their_gradients(scale: float) -> None:
+    logits, y = drawn(scale=scale)
     p, layer = softmax64(logits), TransitionLayer(3, torch.from_numpy(T))
     logits.requires_grad_()
     noisy = layer(logits.log_softmax(1))
@@ -103,6 +109,17 @@ def test_the_layer_is_equations_2_and_3_with_their_gradients() -> None:
     assert logits.grad is not None
     assert layer.matrix.grad is not None
     close(logits.grad, by_logits)
+    close(layer.matrix.grad, cut(by_t))
+    assert np.linalg.norm(by_t) > 1
+
+
+def test_a_gradient_of_t_within_norm_1_is_left_as_it_is() -> None:
+    logits, y = drawn()
+    layer = TransitionLayer(3, torch.from_numpy(T))
+    (0.3 * nn.functional.nll_loss(layer(logits.log_softmax(1)), y)).backward()
+    by_t = 0.3 * eq3(softmax64(logits), T, y)[2]
+    assert np.linalg.norm(by_t) < 1
+    assert layer.matrix.grad is not None
     close(layer.matrix.grad, by_t)
 
 
@@ -217,9 +234,9 @@ def test_what_is_no_t_of_so_many_classes_is_refused(matrix: Tensor, says: str) -
 
 
 def test_unknown_names_are_told_the_nearest() -> None:
-    with pytest.raises(UserError, match="projection.*euclidian.*did you mean euclidean"):
+    with pytest.raises(UserError, match=r"projection.*euclidian.*did you mean euclidean"):
         TransitionLayer(3, projection="euclidian")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="regulariser.*rigde.*did you mean ridge"):
+    with pytest.raises(UserError, match=r"regulariser.*rigde.*did you mean ridge"):
         TransitionLayer(3, regulariser="rigde")  # type: ignore[arg-type]
 
 
@@ -227,7 +244,7 @@ def test_unknown_names_are_told_the_nearest() -> None:
 
 
 def test_transition_is_cross_entropy_in_the_warm_up_then_equation_3_and_the_penalty() -> None:
-    logits, y = drawn()
+    logits, y = drawn(scale=0.3)
     method = made("transition", logits, warmup=0.1, weight=0.3)
     p = softmax64(logits)
     before = method.loss(batch_of(y), run_at(9))
@@ -239,7 +256,7 @@ def test_transition_is_cross_entropy_in_the_warm_up_then_equation_3_and_the_pena
     after.backward()
     expected, by_logits, by_t = eq3(p, T, y)
     close(after, expected + 0.3 * (T**2).sum() / 3)
-    close(method.layer.matrix.grad, by_t + 0.3 * 2 * T / 3)
+    close(method.layer.matrix.grad, cut(by_t + 0.3 * 2 * T / 3))
     method.net.logits.grad = None
     method.loss(batch_of(y), run_at(10)).backward()
     close(method.net.logits.grad, by_logits)
@@ -283,6 +300,19 @@ def test_t_has_a_group_of_its_own_without_weight_decay() -> None:
     assert matrix["lr"] == pytest.approx(0.25 * net["lr"])
 
 
+def test_one_label_that_the_network_is_sure_is_wrong_does_not_turn_a_row_of_t_over() -> None:
+    y = torch.arange(128) % 4
+    method = made("transition", 20 * torch.eye(4)[y], warmup=0)
+    y[0] = 1
+    optimizer = torch.optim.SGD([method.layer.matrix], lr=0.1, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        method.loss(batch_of(y), run_at(0)).backward()
+        optimizer.step()
+        method.after_step(batch_of(y), run_at(0))
+    assert float(method.layer.matrix.detach().diagonal().min()) > 0.5
+
+
 @pytest.mark.parametrize("warmup", [3, 7, 1.0])
 def test_a_warm_up_that_leaves_no_epoch_for_t_is_refused(warmup: float) -> None:
     with pytest.raises(UserError, match=f"transition: warmup is {warmup} of 3 epochs"):
@@ -312,7 +342,9 @@ def test_the_outlier_model_is_equation_3_with_equation_8() -> None:
     close(method.layer.matrix, q.T)
     p = softmax64(logits)
     labels = np.where(known.numpy(), 3, y.numpy())
-    expected = -np.mean([np.log(0.3 * p[n, 3] if k == 3 else p[n, k] + 0.7 / 3 * p[n, 3]) for n, k in enumerate(labels)])
+    expected = -np.mean(
+        [np.log(0.3 * p[n, 3] if k == 3 else p[n, k] + 0.7 / 3 * p[n, 3]) for n, k in enumerate(labels)]
+    )
     close(method.loss(batch_of(y), run_at(0)), expected)
     order = torch.arange(16).flip(0)  # what a sample is known for follows its position, not its place in the batch
     shuffled = Batch(torch.eye(16)[order], y[order], order)
