@@ -48,6 +48,18 @@ def uniform_prior(logits: Tensor) -> Tensor:
     return -math.log(logits.shape[1]) - log_mean.mean()
 
 
+def first_epoch(method: Classifier, phase: str, run: Run, least: int = 1) -> int:
+    """The first epoch (0-based) of a phase, by the name of its setting; a mixture needs the losses of one before it.
+
+    Raises:
+        UserError: the run ends before it.
+    """
+    first = max(least, run.epochs_from(getattr(method.hparams, phase)))
+    if first >= run.epochs:
+        raise UserError(f"{method.name}: {phase} is after epoch {first} of {run.epochs}: nothing would be bootstrapped")
+    return first
+
+
 class BootstrapStatic(Classifier):
     """Static bootstrapping: every label is blended with the network's own prediction by one weight."""
 
@@ -73,10 +85,15 @@ class BootstrapStatic(Classifier):
 
     hparams: Hparams
 
+    def epoch(self, run: Run) -> Iterator[Batch]:
+        """Refuse a start that the run ends before."""
+        first_epoch(self, "start", run, least=0)
+        yield from run.loader()
+
     def loss(self, batch: Batch, run: Run) -> Tensor:
         """Cross-entropy with the blended target (Eq. 10), whose own part has no gradient."""
         logits = self(batch.x).float()
-        if run.epoch < run.epochs_from(self.hparams.start):
+        if run.epoch < first_epoch(self, "start", run, least=0):
             return F.cross_entropy(logits, batch.y)
         own = own_targets(logits, TEMPERATURES[self.hparams.target])
         weight = (
@@ -113,20 +130,9 @@ class _Dynamic(Classifier):
         self.mixture = BetaMixture() if self.hparams.mixture == "beta" else GaussianMixture()
         self.register_buffer("losses", torch.zeros(task.num_train))
 
-    def starts(self, value: Epochs, run: Run) -> int:
-        """The first epoch (0-based) of a phase.
-
-        Raises:
-            UserError: the run ends before it.
-        """
-        first = max(1, run.epochs_from(value))
-        if first >= run.epochs:
-            raise UserError(f"{self.name}: start is after epoch {first} of {run.epochs}: nothing would be bootstrapped")
-        return first
-
     def epoch(self, run: Run) -> Iterator[Batch]:
         """A pass over the training set at its end, in eval mode and with the training augmentation, for the mixture."""
-        self.starts(self.hparams.start, run)
+        first_epoch(self, "start", run)
         yield from run.loader()
         self.losses.copy_(run.per_sample(self.label_losses, augment=True))
         self.mixture.fit(self.losses)
@@ -170,7 +176,7 @@ class BootstrapDynamic(_Dynamic):
     def loss(self, batch: Batch, run: Run) -> Tensor:
         """Cross-entropy with the blended target (Eq. 10), w = P(noisy)."""
         logits = self(batch.x).float()
-        if run.epoch < self.starts(self.hparams.start, run):
+        if run.epoch < first_epoch(self, "start", run):
             return F.cross_entropy(logits, batch.y)
         own = own_targets(logits, TEMPERATURES[self.hparams.target])
         return F.cross_entropy(logits, blended(batch.y, own, self.noise_probability(batch)))
@@ -206,7 +212,7 @@ class _MixupDynamic(_Dynamic):
 
     def loss(self, batch: Batch, run: Run) -> Tensor:
         """Eq. 13 plus eta times Eq. 14 on the mixed batch; the mix alone before bootstrapping begins."""
-        bootstrapping, guided = run.epoch >= self.starts(self.hparams.start, run), self.guided(run)
+        bootstrapping, guided = run.epoch >= first_epoch(self, "start", run), self.guided(run)
         other = torch.randperm(len(batch.y), generator=run.generator, device=run.device)
         targets = F.one_hot(batch.y, self.num_classes).float()
         if bootstrapping:  # from a pass in train mode, as theirs, which moves BatchNorm's averages too
@@ -267,7 +273,7 @@ class GuidedMixupDynamicHard(MixupDynamicHard):
 
     def guided(self, run: Run) -> bool:
         """From `guide` on."""
-        return run.epoch >= self.starts(self.hparams.guide, run)
+        return run.epoch >= first_epoch(self, "guide", run)
 
 
 class GuidedMixupDynamicSoftToHard(GuidedMixupDynamicHard):
@@ -292,5 +298,5 @@ class GuidedMixupDynamicSoftToHard(GuidedMixupDynamicHard):
     def temperature(self, run: Run) -> float:
         """linspace(1, coldest, ramp), an entry an epoch."""
         steps = max(1, run.epochs_from(self.hparams.ramp) - 1)
-        done = min(1.0, (run.epoch - self.starts(self.hparams.start, run)) / steps)
+        done = min(1.0, (run.epoch - first_epoch(self, "start", run)) / steps)
         return 1 + (self.hparams.coldest - 1) * done

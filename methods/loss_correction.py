@@ -79,7 +79,7 @@ class Forward(_Corrected):
         p = torch.softmax(self(batch.x).float(), dim=1)
         with torch.autocast(p.device.type, enabled=False):  # which would round p to bfloat16
             noisy = p @ self.matrix
-        return F.nll_loss(torch.log(noisy + FLOOR), batch.y)
+        return F.nll_loss(torch.log(noisy.clamp_min(FLOOR)), batch.y)
 
 
 class Backward(_Corrected):
@@ -99,7 +99,8 @@ class Backward(_Corrected):
     def loss(self, batch: Batch, run: Run) -> Tensor:
         """sum_j T^-1[y, j] * (-log p_j) (Theorem 1)."""
         losses = -torch.log(torch.softmax(self(batch.x).float(), dim=1).clamp_min(FLOOR))
-        weights: Tensor = torch.linalg.inv(self.matrix)[batch.y]
+        inverse = torch.linalg.inv(self.matrix.double()).float()  # float32 loses as many digits as the condition has
+        weights: Tensor = inverse[batch.y]
         return (weights * losses).sum(dim=1).mean()
 
 

@@ -48,8 +48,8 @@ class Transition(_NoiseLayer):
 
         warmup: Epochs = 0.2
         regulariser: Literal["ridge", "trace", "nuclear"] = "ridge"
-        weight: Annotated[float, Field(ge=0)] = 0.3
-        lr_scale: Annotated[float, Field(gt=0)] = 0.15
+        weight: Annotated[float, Field(ge=0)] = 0.2
+        lr_scale: Annotated[float, Field(gt=0)] = 0.1
         projection: Literal["euclidean", "renormalise"] = "euclidean"
 
     hparams: Hparams
@@ -140,5 +140,7 @@ class TransitionOutlier(_NoiseLayer):
         return torch.softmax(self(x)[:, :-1].float(), dim=1)
 
     def inlier_scores(self, x: Tensor) -> Tensor:
-        """1 - p(outlier | x), [B] (Fig. 4b)."""
-        return 1 - torch.softmax(self(x).float(), dim=1)[:, -1]
+        """The log-odds of 1 - p(outlier | x), [B] (Fig. 4b): they order as it does, where it is rounded to 1 too."""
+        logits = self(x).float()
+        scores: Tensor = torch.logsumexp(logits[:, :-1], dim=1) - logits[:, -1]
+        return scores

@@ -66,27 +66,27 @@ def slug(run: FinishedRun) -> str:
     return slugify(run.config["label"])
 
 
-def _cut(name: str, limit: int = 30) -> str:
+def cut(name: str, limit: int = 30) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def _pair(pair: Pair) -> str:
-    return f"{_cut(pair.a)} – {_cut(pair.b)}"
+    return f"{cut(pair.a)} – {cut(pair.b)}"
 
 
-def _wrapped(title: str, figure: Figure) -> str:
+def wrapped(title: str, figure: Figure) -> str:
     """In lines that fit the figure at size 11."""
     return textwrap.fill(title, int(11.5 * figure.get_figwidth()))
 
 
-def _plain(axis: Any) -> None:
+def plain(axis: Any) -> None:
     """No frame where nothing is read."""
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def covariances(run: FinishedRun, mean: Tensor, pairs: Sequence[Pair]) -> Finding:
     """The top pairs as bars; beside them the whole mean matrix where the classes are few."""
-    classes = [_cut(name) for name in run.data.classes]
+    classes = [cut(name) for name in run.data.classes]
     few = len(classes) <= FEW
     matrix_width = 2.2 + 0.34 * len(classes) if few else 0.0
     height = max(3.4, 1.6 + 0.3 * len(pairs), matrix_width - 0.9)
@@ -109,7 +109,7 @@ def covariances(run: FinishedRun, mean: Tensor, pairs: Sequence[Pair]) -> Findin
     bars.set_xlim(min(0.0, *values) - room * (min(values) < 0), max(0.0, *values) + room * (max(values) > 0))
     bars.xaxis.set_major_locator(MaxNLocator(6))
     bars.set(title=f"top {len(pairs)} pairs of classes", xlabel="mean covariance over the test set")
-    _plain(bars)
+    plain(bars)
     if few:
         grid = axes[1]
         shown = mean.numpy().copy()
@@ -122,7 +122,7 @@ def covariances(run: FinishedRun, mean: Tensor, pairs: Sequence[Pair]) -> Findin
         grid.set_yticks(range(len(classes)), classes)
         grid.set(title="all pairs (variances left out)")
         figure.colorbar(image, ax=grid, label="mean covariance", shrink=0.85)
-    figure.suptitle(_wrapped(run.title, figure), size=11)
+    figure.suptitle(wrapped(run.title, figure), size=11)
     facts = {"of": "mean over the test set of the covariance of the latent noise", "images": len(run.data.test_labels)}
     return Finding(("a", "b", "covariance"), [tuple(pair) for pair in pairs], facts, figure)
 
@@ -145,18 +145,18 @@ def ranks(run: FinishedRun, reference: FinishedRun, found: Tensor, p_value: floa
     theirs = reference.config["label"]
     axis.set(
         xlim=(edges[0], edges[-1]),
-        xlabel=f"rank of |cov(true class, {_cut(theirs)}'s prediction)| among {most} (1: largest)",
+        xlabel=f"rank of |cov(true class, {cut(theirs)}'s prediction)| among {most} (1: largest)",
         ylabel="test images",
     )
     chance = "p < 0.001" if p_value < 1e-3 else f"p = {p_value:.3f}"
     axis.set_title(
-        f"{_wrapped(run.title, figure)}\n"
-        f"{_wrapped(f'{count} test images that it gets right and {theirs} wrong', figure)}\n"
+        f"{wrapped(run.title, figure)}\n"
+        f"{wrapped(f'{count} test images that it gets right and {theirs} wrong', figure)}\n"
         f"mean rank {float(found.double().mean()):.2f}; of uniform ranks {(most + 1) / 2:.1f} ({chance}, one-sided)",
         size=10,
     )
     axis.legend(frameon=False, loc="upper right")
-    _plain(axis)
+    plain(axis)
     mean, middle = float(found.double().mean()), (most + 1) / 2
     facts = {
         "summary": f"mean rank {mean:.2f}, uniform {middle:.1f}, one-sided p = {p_value:.2g}",
@@ -199,9 +199,9 @@ def against(run: FinishedRun, setting: str, points: Sequence[Point]) -> Finding:
         axis.set(xlabel=setting, ylabel=f"test {title} (%)" if factor == 100 else f"test {title} (nats)")
         axis.grid(axis="y", color="0.9")
         axis.set_axisbelow(True)
-        _plain(axis)
+        plain(axis)
     axes[0].legend(frameon=False, fontsize=8)
     about = f"{len(run.data.test_labels):,} test images; no way to choose {setting}: noisebench tune does that"
-    figure.suptitle(f"{_wrapped(run.title, figure)}\n{about}", size=10.5)
+    figure.suptitle(f"{wrapped(run.title, figure)}\n{about}", size=10.5)
     facts = {"setting": setting, "own": own, "at": "evaluation alone, the weights as they are", "score": name}
     return Finding((setting, name, "nll"), [tuple(point) for point in points], facts, figure)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from noisebench._analysis_figures import BLUE, ORANGE, Finding, _cut, _plain, _wrapped
+from noisebench._analysis_figures import BLUE, ORANGE, Finding, cut, plain, wrapped
 from noisebench._noise_drawing import transition_figure
 from noisebench.evaluation import ECE_BINS
 
@@ -34,7 +34,7 @@ RECALLS = (0.5, 0.9, 0.99)
 
 def transitions(run: FinishedRun, found: Transitions) -> Finding:
     """T asked, realised and learned as heat maps; the table has errors of the learned T and of the identity."""
-    names = [_cut(name) for name in run.data.classes]
+    names = [cut(name) for name in run.data.classes]
     names = ["absent", "present"] if run.data.multilabel else names
     names += ["outlier"] * (len(found.learned) - len(names))
     panels = {"T asked": found.asked, "T realised (training split)": found.realised, "T learned": found.learned}
@@ -48,7 +48,7 @@ def transitions(run: FinishedRun, found: Transitions) -> Finding:
         f"mean absolute error of the learned T: {asked:.3f} against the identity's {at_asked:.3f} to the T asked, "
         f"{realised:.3f} against {at_realised:.3f} to the T realised"
     )
-    figure.suptitle(f"{_wrapped(run.title, figure)}\n{_wrapped(summary, figure)}", size=11)
+    figure.suptitle(f"{wrapped(run.title, figure)}\n{wrapped(summary, figure)}", size=11)
     facts: dict[str, Any] = {"of": "T[i, j] = P(noisy j | true i); errors are means over the cells", "summary": summary}
     if len(names) <= MOST_STORED:
         facts["states"] = names
@@ -57,35 +57,35 @@ def transitions(run: FinishedRun, found: Transitions) -> Finding:
     return Finding(("T", "error_to_asked", "error_to_realised"), rows, facts, figure)
 
 
-def inliers(run: FinishedRun, curves: Mapping[str, tuple[FinishedRun, Tensor, Tensor]]) -> Finding:
-    """Precision against recall of telling test inliers from outliers; curves by the label of their run."""
+def inliers(run: FinishedRun, curves: Sequence[tuple[FinishedRun, Tensor, Tensor]]) -> Finding:
+    """Precision against recall of telling test inliers from outliers; for each run its curve, that of `run` first."""
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axis = figure.subplots()
     rows: list[tuple[Any, ...]] = []
-    drawn, share = {}, 0.0
-    for (label, (of, precision, recall)), colour in zip(curves.items(), (BLUE, ORANGE), strict=False):
-        last = of.result["metrics"]["last"]
-        area, roc, share = last["inlier_ap"], last["inlier_auc"], float(precision[-1])
-        axis.plot(recall, precision, color=colour, linewidth=1.8, label=f"{_cut(label)}: AP {area:.4f}, AUC {roc:.4f}")
+    drawn, share = [], float(curves[0][1][-1])
+    for (one, precision, recall), colour in zip(curves, (BLUE, ORANGE), strict=False):
+        label, last = one.config["label"], one.result["metrics"]["last"]
+        area, roc = last["inlier_ap"], last["inlier_auc"]
+        axis.plot(recall, precision, color=colour, linewidth=1.8, label=f"{cut(label)}: AP {area:.4f}, AUC {roc:.4f}")
         read = [float(precision[int((recall >= at).nonzero()[0])]) for at in RECALLS]
         rows.append((label, area, roc, *read))
-        drawn[label] = {"recall": recall.tolist(), "precision": precision.tolist()}
-    axis.axhline(
-        share, color="0.4", linestyle="--", linewidth=1.2, label=f"no skill: the share of inliers, {share:.3f}"
-    )
-    low = min(share, *(min(curve["precision"]) for curve in drawn.values()))
+        about = {"run": label, "fingerprint": one.config["fingerprint"]}
+        drawn.append(about | {"recall": recall.tolist(), "precision": precision.tolist()})
+    told = f"no skill: the share of inliers, {share:.3f}"
+    axis.axhline(share, color="0.4", linestyle="--", linewidth=1.2, label=told)
+    low = min(float(precision.min()) for _, precision, _ in curves)
     axis.set(xlim=(0, 1), ylim=(max(0.0, low - 0.05), 1.01), xlabel="recall of inliers", ylabel="precision")
     inside, source = len(run.data.test_labels), run.config["noise"]["source"]
-    about = f"{inside:,} test images of its classes among {round(inside / share) - inside:,} of {source}"
-    axis.set_title(f"{_wrapped(run.title, figure)}\n{_wrapped(about, figure)}", size=10)
+    summary = f"{inside:,} test images of its classes among {round(inside / share) - inside:,} of {source}"
+    axis.set_title(f"{wrapped(run.title, figure)}\n{wrapped(summary, figure)}", size=10)
     axis.grid(color="0.92")
     axis.set_axisbelow(True)
     axis.legend(frameon=False, loc="best")
-    _plain(axis)
+    plain(axis)
     columns = ("run", "ap", "auc", *(f"p_at_r{at:g}" for at in RECALLS))
     of = "telling test images of the classes from outliers; p_at_r0.5: precision at recall 0.5"
     facts = {"of": of, "inliers": inside, "share": share}
-    return Finding(columns, rows, {**facts, "summary": about, "curves": drawn}, figure)
+    return Finding(columns, rows, {**facts, "summary": summary, "curves": drawn}, figure)
 
 
 def scores(run: FinishedRun, found: Detection) -> Finding:
@@ -108,7 +108,7 @@ def scores(run: FinishedRun, found: Detection) -> Finding:
     axes[0].set_yscale("log")
     axes[0].set(xlabel="noise score", ylabel="training labels (log scale)", ylim=(0.7, None))
     axes[0].legend(**ABOVE)
-    _plain(axes[0])
+    plain(axes[0])
     summary = f"AUC {found.auc:.3f}"
     if probable:
         summary += f", ECE {found.ece:.3f} ({ECE_BINS} bins)"
@@ -116,22 +116,15 @@ def scores(run: FinishedRun, found: Detection) -> Finding:
         axes[1].plot((0, 1), (0, 1), color="0.4", linestyle="--", linewidth=1.2, label="calibrated")
         axes[1].scatter(mean[filled], share[filled], 12 + 160 * total[filled] / total.max(), color=BLUE, alpha=0.8,
                         edgecolor="none", label="a bin; area: its labels")  # fmt: skip
-        axes[1].set(
-            xlabel="mean P(wrong) in a bin", ylabel="share that is wrong", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05)
-        )
+        room = (-0.05, 1.05)
+        axes[1].set(xlabel="mean P(wrong) in a bin", ylabel="share that is wrong", xlim=room, ylim=room)
         axes[1].legend(**ABOVE)
-        _plain(axes[1])
+        plain(axes[1])
     about = f"noise scores of {len(wrong):,} training labels, {wrong.mean():.1%} of them wrong: {summary}"
-    figure.suptitle(f"{_wrapped(run.title, figure)}\n{_wrapped(about, figure)}", size=10.5)
+    figure.suptitle(f"{wrapped(run.title, figure)}\n{wrapped(about, figure)}", size=10.5)
     rows = [
-        (
-            float(edges[i]),
-            float(edges[i + 1]),
-            int(total[i] - bad[i]),
-            int(bad[i]),
-            float(mean[i]) if filled[i] else None,
-        )
-        for i in range(ECE_BINS)
+        (float(low), float(high), int(n - b), int(b), float(m) if n else None)
+        for low, high, n, b, m in zip(edges[:-1], edges[1:], total, bad, mean, strict=True)
     ]
     facts = {"labels": len(wrong), "wrong": int(wrong.sum()), "auc": found.auc, "ece": found.ece, "summary": about}
     return Finding(("score_from", "score_to", "right", "wrong", "mean_score"), rows, facts, figure)

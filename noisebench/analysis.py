@@ -313,11 +313,11 @@ def analyse(
         keep("learned_transition", noise_figures.transitions(run, transitions(run)))
 
     def inliers() -> None:
-        name, curves = "inlier_detection", {run.config["label"]: (run, *run.inlier_curve())}
+        name, curves = "inlier_detection", [(run, *run.inlier_curve())]
         if reference is not None:
             _check_column(run, reference)
             name += f"_{figures.slug(reference)}"
-            curves[reference.config["label"]] = (reference, *reference.inlier_curve())
+            curves.append((reference, *reference.inlier_curve()))
         keep(name, noise_figures.inliers(run, curves))
 
     def detection() -> None:

@@ -8,22 +8,25 @@ import json
 import math
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from typer.testing import CliRunner
 
-from noisebench import analysis, finished, tracking
+from noisebench import _analysis_noise_figures, analysis, finished, noise, tracking
 from noisebench._analysis_figures import ranks as ranks_figure
 from noisebench.analysis import FinishedRun
+from noisebench.assembly import split
 from noisebench.board import describe_board
 from noisebench.cell import run_cell
 from noisebench.cli import app
-from noisebench.config import Benchmark, build
+from noisebench.config import Benchmark, Cell, Recipe, build
 from noisebench.errors import UserError
 from noisebench.method import Method
 
@@ -320,6 +323,164 @@ def test_a_setting_that_changes_nothing_is_no_curve(full: FinishedRun, ce: Finis
         analysis.accuracy_against(ce, "eval_samples", (1, 2))
 
 
+# ------------------------------------------------------------------------------------- what is learned of the noise
+
+
+@pytest.fixture(scope="module")
+def learners(tmp_path_factory: pytest.TempPathFactory, one_picture: None) -> dict[str, Path]:
+    """Finished runs of methods that learn T, tell outliers or score labels: their folders by method."""
+    out = tmp_path_factory.mktemp("learners")
+    symmetric, open_set = {"kind": "symmetric", "rate": 0.4}, {"kind": "open_set", "rate": 0.4, "source": "shapes"}
+    runs = {"transition": symmetric, "m_dyr_h": symmetric, "transition_outlier": open_set, "gce": open_set}
+    found = {}
+    for method, spec in runs.items():
+        about = {"method": method, "dataset": "digits", "noise": spec, "seed": 0, "recipe": BOARD["recipe"]}
+        cell: Cell = build(Cell, about, "test")
+        result = run_cell(cell, out, accelerator="cpu")
+        assert result["status"] == "finished", result
+        found[method] = out / cell.folder()
+    return found
+
+
+def test_t_asked_and_realised_stand_beside_the_learned_one(learners: dict[str, Path]) -> None:
+    run = load(learners["transition"])
+    found = analysis.transitions(run)
+    np.testing.assert_array_equal(found.asked, noise.transition_matrix("symmetric", 0.4, 10))
+    np.testing.assert_array_equal(found.learned, run.method.state_dict()["layer.matrix"].double().numpy())
+    stored = noise.load(run.out / run.config["noise_folder"])
+    train_at = split(1200, build(Recipe, run.config["recipe"], ""), seed=0)[0].tolist()
+    assert len(train_at) == 360  # 400, of which a tenth is for validation
+    for true in range(10):
+        given = [stored.labels[i] for i in train_at if run.data.train_labels[i] == true]
+        np.testing.assert_allclose(found.realised[true], np.bincount(given, minlength=10) / len(given))
+    error = run.result["metrics"]["last"]["transition_error"]
+    assert found.error(found.learned, found.asked) == pytest.approx(error, abs=1e-7)
+    assert found.error(np.eye(10), found.asked) == pytest.approx(0.08)
+    unknown = found.realised.copy()
+    unknown[3] = np.nan  # a class without samples is left out of the mean
+    others = np.delete(np.abs(found.learned - found.realised), 3, axis=0)
+    assert found.error(found.learned, unknown) == pytest.approx(others.mean())
+
+
+def test_a_t_of_another_shape_is_not_set_beside_that_of_the_noise(learners: dict[str, Path]) -> None:
+    run = load(learners["transition_outlier"])
+    with pytest.raises(UserError, match=r"^transition_outlier offers no T \(Method\.transition\)"):
+        analysis.transitions(run)
+    run.method = Scored(torch.zeros(0), torch.eye(10))
+    with pytest.raises(UserError, match=r"the T of the method is \[10, 10\], that of the noise \[11, 11\]"):
+        analysis.transitions(run)
+    run.method = Scored(torch.zeros(0), torch.eye(11))
+    found = analysis.transitions(run)
+    assert found.error(found.learned, found.asked) == pytest.approx(1.8 / 121)  # of the last row alone, (.09, ..., .1)
+    assert run.noisy.outliers is not None
+    assert run.noisy.labelled is not None
+    assert found.realised[10, 10] == run.noisy.labelled.sum() / (run.noisy.outliers >= 0).sum()
+    figure = _analysis_noise_figures.transitions(run, found)
+    assert figure.as_json()["states"] == [*"0123456789", "outlier"]
+
+
+class Scored(Method):
+    """Gives these scores and this T."""
+
+    name = "scored"
+
+    def __init__(self, scores: Tensor | None, matrix: Tensor | None = None) -> None:
+        super().__init__()
+        self.scores, self.matrix = scores, matrix
+
+    def noise_scores(self, run: Any) -> Tensor | None:
+        return self.scores
+
+    def transition(self) -> Tensor | None:
+        return self.matrix
+
+
+def test_scores_are_judged_as_in_training_and_their_calibration_by_hand(learners: dict[str, Path]) -> None:
+    run = load(learners["m_dyr_h"])
+    found = analysis.noise_detection(run)
+    assert found.auc == pytest.approx(run.result["metrics"]["last"]["noise_auc"], abs=1e-6)
+    assert found.auc == pytest.approx(roc_auc_score(found.wrong, found.scores))
+    assert found.ece == pytest.approx(ece(found.scores, found.wrong), abs=1e-6)
+
+    figure = _analysis_noise_figures.scores(run, found)
+    assert sum(row[2] for row in figure.rows) == int((~found.wrong).sum())
+    assert sum(row[3] for row in figure.rows) == int(found.wrong.sum())
+    gaps = [abs((right + bad) * mean - bad) for _, _, right, bad, mean in figure.rows if mean is not None]
+    assert sum(gaps) / 360 == pytest.approx(found.ece, abs=1e-6)
+
+    run.method = Scored(3 * found.scores - 1)  # no probabilities: the same order, and no calibration
+    again = analysis.noise_detection(run)
+    assert (again.auc, again.ece) == (pytest.approx(found.auc), None)
+    assert _analysis_noise_figures.scores(run, again).facts["ece"] is None
+
+
+def ece(scores: Tensor, wrong: Tensor) -> float:
+    """In 15 bins, image by image."""
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for score, bad in zip(scores.tolist(), wrong.tolist(), strict=True):
+        bins.setdefault(min(14, int(score * 15)), []).append((score, bad))
+    return sum(abs(sum(s - b for s, b in members)) for members in bins.values()) / len(scores)
+
+
+def test_an_outlier_and_an_image_with_one_wrong_entry_of_several_count_as_wrong(learners: dict[str, Path]) -> None:
+    run = load(learners["gce"])
+    with pytest.raises(UserError, match=r"^gce offers no scores of its training labels \(Method\.noise_scores\)"):
+        run.noise_scores()
+    assert run.noisy.outliers is not None
+    outliers = torch.from_numpy(run.noisy.outliers >= 0)
+    run.method = Scored(outliers.double())
+    assert analysis.noise_detection(run).auc == 1.0
+    assert torch.equal(run.noise_scores()[1], outliers)
+
+    true = np.array([[1, 0, 1], [0, 0, 1], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
+    labels = true ^ np.array([[0, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0]], dtype=np.uint8)
+    run.true_labels, run.noisy = true, replace(run.noisy, labels=labels, outliers=None, labelled=None)
+    run.method = Scored(torch.zeros(4))
+    assert run.noise_scores()[1].tolist() == [False, True, True, False]
+    run.true_labels = labels
+    with pytest.raises(UserError, match="no training label is wrong: there is nothing to tell apart"):
+        analysis.noise_detection(run)
+
+
+def test_the_inlier_curves_of_two_runs_stand_side_by_side(learners: dict[str, Path]) -> None:
+    run, other = load(learners["transition_outlier"]), load(learners["gce"])
+    done = analysis.analyse(run, other, samples=(), temperatures=())
+    found = done.found["inlier_detection_gce"]
+    assert set(done.found) == {"inlier_detection_gce"}
+    assert set(done.skipped) == {"top_covariances", "covariance_ranks", "learned_transition", "noise_scores"}
+    assert [row["run"] for row in found["rows"]] == ["transition_outlier", "gce"]
+    for one, row, curve in zip((run, other), found["rows"], found["curves"], strict=True):
+        last = one.result["metrics"]["last"]
+        assert (row["ap"], row["auc"]) == (last["inlier_ap"], last["inlier_auc"])
+        precision, recall = (part.tolist() for part in one.inlier_curve())
+        assert (curve["precision"], curve["recall"]) == (precision, recall)
+        assert row["p_at_r0.9"] == next(p for p, r in zip(precision, recall, strict=True) if r >= 0.9)
+    assert found["share"] == 0.5  # as many outliers as test images
+    assert (run.folder / "analysis" / "inlier_detection_gce.png").exists()
+
+    elsewhere = load(learners["m_dyr_h"])
+    told = analysis.analyse(run, elsewhere, samples=(), temperatures=())
+    assert "its noise_label is symmetric 40% (excl. true)" in told.skipped["inlier_detection"]
+
+
+def test_the_command_takes_what_a_run_offers(learners: dict[str, Path]) -> None:
+    for method, against, name, told in (
+        ("transition", "m_dyr_h", "learned transition", "mean absolute error of the learned T: 0."),
+        ("m_dyr_h", None, "noise scores", "noise scores of 360 training labels, "),
+        ("transition_outlier", "gce", "inlier detection gce", "597 test images of its classes among 597 of shapes"),
+    ):
+        other = () if against is None else ("--against", learners[against])
+        ran = noisebench(learners[method], *other, "--device", "cpu")
+        assert f"\n{name} " in ran.output
+        assert told in ran.output
+        assert (learners[method] / "analysis" / f"{name.replace(' ', '_')}.png").exists()
+        if method == "transition":  # the two runs have nothing to be compared in
+            assert ran.exit_code == 1
+            assert "error: covariance_ranks was asked for: transition offers no covariance" in ran.output
+        else:
+            assert ran.exit_code == 0, ran.output
+
+
 # ---------------------------------------------------------------------------------------------- all of them
 
 
@@ -333,7 +494,7 @@ def test_everything_is_written_and_logged_to_its_run(
     tracking.Sender(tracking.store_uri(out), out, "small").sync()
     done = analysis.analyse(full, ce, samples=(1, 20), temperatures=(0.5, 1.0))
     assert done.tracked == "MLflow: logged as analysis/ of its run"
-    assert done.skipped == {}
+    assert set(done.skipped) == {"learned_transition", "inlier_detection", "noise_scores"}
     names = {"top_covariances", "covariance_ranks_ce", "accuracy_eval_samples", "accuracy_temperature"}
     assert set(done.found) == names
 
@@ -390,6 +551,11 @@ def test_the_command_shows_what_applies_and_says_why_the_rest_does_not(folders: 
     ran = noisebench(folders["ce"], "--samples", "1,5", "--device", "cpu")
     assert ran.exit_code == 1
     assert "error: accuracy_eval_samples was asked for: ce has no setting eval_samples" in ran.output
+
+    ran = noisebench(folders["ce"], "--device", "cpu")
+    assert ran.exit_code == 1
+    assert "left out, learned transition: ce offers no T (Method.transition)" in ran.output
+    assert "error: no analysis applies to ce" in ran.output
 
 
 def test_the_command_prints_json_for_programs(folders: dict[str, Path]) -> None:

@@ -411,10 +411,14 @@ def test_conforms_with_bootstrapping_in_the_middle_of_the_run(name: str, hparams
         ("bootstrap_dynamic", {}, 1),  # an epoch of cross-entropy comes first
         ("m_dyr_h", {"start": 1.0}, 4),
         ("md_dyr_sh", {"start": 9}, 4),
+        ("md_dyr_h", {"guide": 4}, 4),
+        ("bootstrap_static", {"start": 4}, 4),
+        ("bootstrap_static", {"start": 1.0}, 4),
     ],
 )
 def test_a_start_beyond_the_run_is_refused_by_name(name: str, hparams: dict[str, Any], epochs: int) -> None:
-    with pytest.raises(UserError, match=rf"{name}: start is after epoch \d of {epochs}: nothing would be") as caught:
+    late = "guide" if "guide" in hparams else "start"
+    with pytest.raises(UserError, match=rf"{name}: {late} is after epoch \d of {epochs}: nothing would be") as caught:
         fitted(name, {"epochs": epochs}, **hparams)
     assert "\n" not in str(caught.value)
 

@@ -20,11 +20,13 @@ from typer.testing import CliRunner
 
 from noisebench import cli, fit, noise, registry
 from noisebench.assembly import Setup, load_dataset, load_source, method_class, split
+from noisebench.board import check_settings
 from noisebench.cell import run_cell
 from noisebench.checks import RECIPE, sample_data
 from noisebench.config import Benchmark, Cell, Noise, build, check_names
 from noisebench.errors import TrainingFailed, UserError
 from noisebench.evaluation import precision_recall
+from noisebench.executors import Place
 from noisebench.finished import FinishedRun
 from noisebench.fitting import Memory
 from noisebench.image_data import ImageData
@@ -549,6 +551,27 @@ def test_what_only_the_data_tell_is_refused_when_they_are_loaded(monkeypatch: py
         monkeypatch.setattr("noisebench.assembly.load_dataset", lambda name, root, download=False, d=second: d)
         with pytest.raises(UserError, match=message):
             load_source(spec, first, "mine", None)
+
+
+def test_a_source_that_does_not_fit_or_is_missing_is_refused_before_a_board_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, shapes = board_of(source="shapes"), load_dataset("shapes", None)
+    small = replace(shapes, train_images=shapes.train_images[:, :7], test_images=shapes.test_images[:, :7])  # type: ignore[index,call-overload]
+
+    def changed(name: str, root: Path | None, download: bool = False) -> ImageData:
+        return small if name == "shapes" else load_dataset(name, root, download)
+
+    check_settings(board, Place(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("noisebench.assembly.load_dataset", changed)
+        with pytest.raises(
+            UserError, match=r"^b: noise\[0\] on digits: source: images of 'shapes' are 7 x 8 x 1 \(H, W"
+        ):
+            check_settings(board, Place(tmp_path))
+    with pytest.raises(UserError, match=r"^b: noise\[0\] on digits: .* is missing; set --data-root") as caught:
+        check_settings(board_of(source="fashion_mnist"), Place(tmp_path, data_root=tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_code_of_the_source_is_part_of_the_cell_s_identity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -17,17 +19,15 @@ Regulariser = Literal["ridge", "trace", "nuclear"]
 
 FLOOR = 1e-12
 """Added to a probability inside the logarithm: an exact zero in T can leave none for a label."""
-LARGEST_GRADIENT = 1.0
-"""Norm to which the gradient of T is cut. It has 1 / p(noisy) in it: one surprising label would throw a whole row of T
-to a corner of the simplex, from where no gradient leads back."""
 
 
 class TransitionLayer(nn.Module):
     """p(noisy = j | x) = sum_i p(true = i | x) T[i, j], Eq. 2: one linear layer without bias behind the softmax.
 
-    T is row-stochastic, the transpose of the paper's Q; its gradient is cut to norm 1. Learned by back-propagation, it must be put back on the simplex
+    T is row-stochastic, the transpose of the paper's Q; Learned by back-propagation, it must be put back on the simplex
     after every step of the optimiser (`project`), and needs `penalty` added to the loss: T times the network's own
-    confusion matrix is all that the data determine, and the penalty moves the noise from the latter into T.
+    confusion matrix is all that the data determine, and the penalty moves the noise from the latter into T. The
+    gradient of T is that along the simplex, each row's cut to norm 1.
 
     Args:
         num_classes: K.
@@ -47,7 +47,7 @@ class TransitionLayer(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        matrix: Tensor | None = None,
+        matrix: Tensor | npt.NDArray[np.floating[Any]] | None = None,
         *,
         learned: bool = True,
         projection: Projection = "euclidean",
@@ -58,12 +58,12 @@ class TransitionLayer(nn.Module):
             raise unknown("projection", projection, get_args(Projection))
         if regulariser not in get_args(Regulariser):
             raise unknown("regulariser", regulariser, get_args(Regulariser))
-        start = torch.eye(num_classes) if matrix is None else matrix.detach().float().clone()
+        start = torch.eye(num_classes) if matrix is None else torch.as_tensor(matrix).detach().float().clone()
         check_transition(start, num_classes)
         self.projection, self.regulariser = projection, regulariser
         if learned:
             self.matrix = nn.Parameter(start)
-            self.matrix.register_hook(lambda g: g * (LARGEST_GRADIENT / g.norm().clamp_min(LARGEST_GRADIENT)))
+            self.matrix.register_hook(_bounded)  # type: ignore[no-untyped-call]
         else:
             self.register_buffer("matrix", start)
 
@@ -88,6 +88,16 @@ class TransitionLayer(nn.Module):
             self.matrix.copy_(torch.where(total > 0, kept / total, uniform))
 
 
+def _bounded(gradient: Tensor) -> Tensor:
+    """The gradient of T along the simplex, each row's norm at most 1.
+
+    It has 1 / p(noisy) in it: one surprising label would throw a row of T into a corner of the simplex, from where no
+    gradient leads back.
+    """
+    along = gradient - gradient.mean(dim=1, keepdim=True)
+    return torch.div(along, along.norm(dim=1, keepdim=True).clamp_min(1))
+
+
 PENALTIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
         "ridge": lambda matrix: matrix.square().sum(),
@@ -100,6 +110,7 @@ PENALTIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 
 def project_simplex(rows: Tensor) -> Tensor:
     """The nearest point of the probability simplex for each of `rows` [..., K] (Duchi et al., ICML 2008, Fig. 1)."""
+    rows = rows - rows.amax(dim=-1, keepdim=True)  # the same point, and a large row keeps its digits
     ordered = rows.sort(dim=-1, descending=True).values
     excess = (ordered.cumsum(dim=-1) - 1) / torch.arange(1, rows.shape[-1] + 1, device=rows.device, dtype=rows.dtype)
     support = (ordered > excess).sum(dim=-1, keepdim=True).clamp_min(1)
