@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from noisebench.config import Recipe, Schedule
 from noisebench.data import ImageData, Labels
 from noisebench.fitting import Memory
 from noisebench.method import Method
-from noisebench.noise import inject
+from noisebench.noise import NoisyLabels, inject
 from noisebench.streams import stream
 
 RECIPE = Recipe(
@@ -78,16 +79,18 @@ def sample_data(multilabel: bool = False) -> ImageData:
 class _Suite:
     def __init__(self, cls: type[Method], hparams: Any, multilabel: bool = False) -> None:
         self.cls, self.hparams = cls, hparams
-        self.data, self.source = sample_data(multilabel), None
-        drawn: dict[str, Any] = {"kind": "symmetric", "rate": 0.1 if multilabel else 0.4}
-        if "outliers" in cls.needs_with(self.settings):  # known only where images are of no class
-            self.source = replace(sample_data(), classes=tuple("efgh"))
-            drawn = {"kind": "open_set", "rate": 0.4, "labelled": 0.5, "source": len(self.source.train_images)}
-        self.noisy = inject(self.data.train_labels, num_classes=CLASSES, seed=1, **drawn)
+        self.data, self.source = sample_data(multilabel), replace(sample_data(), classes=tuple("efgh"))
 
     @property
     def settings(self) -> Any:
         return self.cls.Hparams() if self.hparams is None else self.hparams
+
+    @cached_property
+    def noisy(self) -> NoisyLabels:
+        drawn: dict[str, Any] = {"kind": "symmetric", "rate": 0.1 if self.data.multilabel else 0.4}
+        if "outliers" in self.cls.needs_with(self.settings):  # known only where images are of no class
+            drawn = {"kind": "open_set", "rate": 0.4, "labelled": 0.5, "source": len(self.source.train_images)}
+        return inject(self.data.train_labels, num_classes=CLASSES, seed=1, **drawn)
 
     def setup(self, data: ImageData | None = None) -> Setup:
         given = self.noisy.labels, RECIPE, 7, self.noisy, "cpu", self.source

@@ -425,9 +425,12 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(monkeypatch: pytest.
     Path("tiny.yaml").write_text(BOARD)
     command = [sys.executable, "-m", "noisebench.cli", "leaderboard", "tiny.yaml", "--jobs", "1", "--device", "cpu"]
     environment = os.environ | ENVIRONMENT
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+
+    def heed_ctrl_c() -> None:  # which what a shell starts in the background ignores, and so would its children
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=heed_ctrl_c, **pipes) as process:
         try:
             saved: list[Path] = []
             until = time.monotonic() + 120
