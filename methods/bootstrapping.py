@@ -271,6 +271,12 @@ class GuidedMixupDynamicHard(MixupDynamicHard):
 
     hparams: Hparams
 
+    def epoch(self, run: Run) -> Iterator[Batch]:
+        """Refuse phases in another order."""
+        if first_epoch(self, "guide", run) > first_epoch(self, "start", run):
+            raise UserError(f"{self.name}: guide comes after start; give guide <= start")
+        yield from super().epoch(run)
+
     def guided(self, run: Run) -> bool:
         """From `guide` on."""
         return run.epoch >= first_epoch(self, "guide", run)

@@ -68,7 +68,7 @@ class Transition(_NoiseLayer):
     def epoch(self, run: Run) -> Iterator[Batch]:
         """Refuse a warm-up that T would never come after."""
         if run.epochs_from(self.hparams.warmup) >= run.epochs:
-            raise UserError(f"transition: warmup is {self.hparams.warmup} of {run.epochs} epochs: T would never move")
+            raise UserError(f"{self.name}: warmup is {self.hparams.warmup} of {run.epochs} epochs: T would never move")
         yield from run.loader()
 
     def _warm(self, run: Run) -> bool:
@@ -106,28 +106,20 @@ class TransitionOutlier(_NoiseLayer):
     """A noise layer for images of no class: an outlier class, whose images have uniform labels but for a known few."""
 
     name = "transition_outlier"
-    needs = ("outliers",)
+    needs = ("outliers", "transition")
     outliers: Tensor
 
-    @dataclass(frozen=True)
-    class Hparams:
-        """Settings.
-
-        Attributes:
-            alpha: of Eq. 8, the share of the outliers that are known as such: what noise "open_set" calls `labelled`.
-        """
-
-        alpha: Annotated[float, Field(gt=0, le=1)] = 0.1
-
-    hparams: Hparams
-
     def build(self, task: Task) -> None:
-        """A network with K + 1 outputs, T of Eq. 8, and which training samples are known outliers."""
-        classes, alpha = task.num_classes, self.hparams.alpha
-        self.net = nn.Sequential(task.backbone(), nn.Linear(task.feature_dim, classes + 1))
-        matrix = torch.eye(classes + 1)
-        matrix[classes, :classes], matrix[classes, classes] = (1 - alpha) / classes, alpha
-        self.layer = TransitionLayer(classes + 1, matrix, learned=False)
+        """A network with K + 1 outputs, T of Eq. 8, and which training samples are known outliers.
+
+        Raises:
+            UserError: no outlier is known, so that T is singular: class K + 1 could be anything.
+        """
+        matrix = task.given["transition"]
+        if not matrix[-1, -1] > 0:
+            raise UserError(f"{self.name}: T is singular where no outlier is known; give the noise labelled > 0")
+        self.net = nn.Sequential(task.backbone(), nn.Linear(task.feature_dim, task.num_classes + 1))
+        self.layer = TransitionLayer(task.num_classes + 1, matrix, learned=False)
         self.register_buffer("outliers", task.given["outliers"])
 
     def loss(self, batch: Batch, run: Run) -> Tensor:

@@ -125,6 +125,7 @@ def _is_there(folder: Path, noisy: NoisyLabels) -> bool:
     found = load(folder)
     stored, wanted = _outliers_of(found), _outliers_of(noisy)
     same = stored.keys() == wanted.keys() and all(np.array_equal(stored[name], wanted[name]) for name in wanted)
+    same &= found.options.get("source") == noisy.options.get("source")  # of another set it is another image
     if found.sha256 != noisy.sha256 or not same:
         raise UserError(f"'{folder}' holds other labels; remove it, or write to another folder")
     return True

@@ -31,10 +31,13 @@ def draw_transition(
         path: the file to write.
         class_names: K names for the axes; numbers by default. Axes and cells are labelled up to 20 classes.
     """
-    figure = transition_figure({"T asked": asked, "T realised": realised}, class_names)
+    from matplotlib import rc_context
+
     aside = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(6)}")
     try:
-        figure.savefig(aside, dpi=150, format="png")
+        with rc_context({"text.parse_math": False}):  # a name may have a dollar sign in it
+            figure = transition_figure({"T asked": asked, "T realised": realised}, class_names)
+            figure.savefig(aside, dpi=150, format="png")
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

@@ -125,6 +125,7 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
     import torch
 
     from noisebench.assembly import (
+        NEEDS,
         check_several,
         load_dataset,
         load_source,
@@ -139,7 +140,8 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
         with suppress(BrokenPlugin):  # its cells fail with the reason, the others go on
             cls = method_class(spec.name)
             hparams = make_hparams(cls, spec.hparams, f"{benchmark.name}: methods[{i}] '{spec.name}'")
-            cls.needs_with(hparams)
+            if "outliers" in cls.needs_with(hparams) and all(noise.source is None for noise in benchmark.noise):
+                raise UserError(f"{benchmark.name}: methods[{i}] '{spec.name}' needs {NEEDS['outliers']}")
             rows.append((cls, hparams))
     problems, several = [], ""
     for name in benchmark.datasets:

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -184,8 +185,12 @@ class Benchmark(Model):
 
     @field_validator("methods", mode="before")
     @classmethod
-    def _all(cls, value: Any) -> Any:
-        return sorted(registry.methods().entries) if value == "all" else value
+    def _all(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != "all":
+            return value
+        outliers = any(spec.source for spec in info.data.get("noise", ()))
+        known = registry.methods().entries
+        return sorted(name for name in known if outliers or "outliers" not in known[name].constants.get("needs", ()))
 
     @model_serializer(mode="wrap")
     def _plain(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -214,6 +219,8 @@ class Benchmark(Model):
             other = columns.setdefault((registry.sized(name)[0], self.recipe_of(name).train_size), name)
             if other != name:
                 raise ValueError(f"datasets: '{other}' and '{name}' are one column under this recipe.train_size")
+        if self.recipe.train_size is not None and all("@" in name for name in self.datasets):
+            raise ValueError("recipe.train_size: every dataset of this board says its own (name@n); change it there")
         rows: dict[str, str] = {}
         for row in self.methods:
             same = rows.setdefault(json.dumps([row.name, row.resolved], sort_keys=True, default=str), row.label)

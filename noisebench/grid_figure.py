@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import textwrap
 from pathlib import Path
 
 from noisebench import registry
@@ -33,6 +34,13 @@ def draw_grid(table: Table, folder: Path) -> Path | None:
     Returns:
         grid.png in `folder`; None, and nothing is written, where the board has one size of each dataset or no result.
     """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # a $ in a title or a label is a $
+        return _draw(table, folder)
+
+
+def _draw(table: Table, folder: Path) -> Path | None:
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -71,7 +79,8 @@ def draw_grid(table: Table, folder: Path) -> Path | None:
                 axis.text(j, i, f"{value:.1f}", ha="center", va="center", size=8, color="white" if dark else "black")
     title = METRICS[table.ranking.metric].title
     figure.colorbar(image, ax=axes, label="test error (%)" if title == "accuracy" else f"100 - {title} (%)")
-    figure.suptitle(f"{table.title}\nat {RULES[table.ranking.rule]}", size=10)
+    told = f"{one_line(table.title)}; at {RULES[table.ranking.rule]}"
+    figure.suptitle(textwrap.fill(told, int(12 * figure.get_figwidth())), size=10)
     path = folder / "grid.png"
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:

@@ -65,7 +65,8 @@ class Entry:
     def code(self) -> str:
         """SHA-256 of the code that gives its results: comments, docstrings and layout do not count.
 
-        That is its file, the files of methods/ and datasets/ that it imports, and the whole package of a plug-in.
+        That is its file, the files of methods/, datasets/ and noisebench/nn/ that it imports, and the whole package of a
+        plug-in.
         """
         if self.source is None:  # compiled: its distribution's version has to do
             with suppress(metadata.PackageNotFoundError):
@@ -127,15 +128,26 @@ def _is_search(node: ast.stmt) -> bool:
 
 
 def _imported(tree: ast.Module) -> list[Path]:
-    """The files of methods/ and datasets/ that a file imports."""
-    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    """The files of methods/, datasets/ and noisebench/nn/ that a file imports; of the latter also by its parts' names."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules = [node.module or "" for node in imports]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    parts = [module.split(".") for module in modules]
+    parts = [alias.name for node in imports if node.module == "noisebench.nn" for alias in node.names]
+    modules += [_nn_parts()[name] for name in parts if name in _nn_parts()]
+    paths = [module.split(".") for module in modules]
     return sorted(
         PACKAGE / p[1] / f"{p[2]}.py"
-        for p in parts
-        if len(p) > 2 and p[0] == "noisebench" and p[1] in ("methods", "datasets")
+        for p in paths
+        if len(p) > 2 and p[0] == "noisebench" and p[1] in ("methods", "datasets", "nn")
     )
+
+
+@cache
+def _nn_parts() -> dict[str, str]:
+    """What `noisebench.nn` offers: name -> the module that has it."""
+    tree = _parse(PACKAGE / "nn" / "__init__.py")
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module or "" for node in imports for alias in node.names}
 
 
 def _parse(file: Path) -> ast.Module:

@@ -96,6 +96,14 @@ def test_sizes_of_a_dataset_share_their_noise_and_make_a_grid(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("no_mlflow")
+def test_a_grid_takes_any_title_and_label(tmp_path: Path) -> None:
+    rows = [{"name": "ce", "label": r"a $\bad{$"}]
+    benchmark = small(title="of $x_{$\n" * 9, datasets=["digits@60", "digits@120"], methods=rows, recipe={"epochs": 1})
+    run(benchmark, tmp_path)
+    assert (tmp_path / "boards" / "small" / "grid.png").exists()
+
+
+@pytest.mark.usefixtures("no_mlflow")
 def test_a_part_larger_than_the_dataset_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"small: datasets: 'digits@1201': there are 1200 training images"):
         run(small(datasets=["digits@1201", "digits"], recipe={"epochs": 1}), tmp_path)

@@ -176,6 +176,21 @@ def test_the_board_of_all_methods_has_the_default_board_s_columns_and_recipe() -
     assert (first.recipe, first.noise, first.seeds) == (second.recipe, second.noise, second.seeds)
 
 
+def test_all_methods_are_those_that_the_noise_has_something_for() -> None:
+    outliers = {"kind": "open_set", "rate": 0.4, "source": "shapes"}
+    for noise, there in (([SMALL["noise"][0]], False), ([SMALL["noise"][0], outliers], True)):
+        rows = {method.name for method in small(methods="all", noise=noise).methods}
+        asking = {n for n, e in registry.methods().entries.items() if "outliers" in e.constants.get("needs", ())}
+        assert asking
+        assert rows == set(registry.methods().entries) - (set() if there else asking)
+
+
+def test_a_train_size_that_no_dataset_would_take_is_refused() -> None:
+    with pytest.raises(UserError, match=r"recipe\.train_size: every dataset of this board says its own"):
+        small(datasets=["digits@60", "digits@120"], recipe={"train_size": 50})
+    small(datasets=["digits@60", "digits"], recipe={"train_size": 50})
+
+
 def test_a_member_s_code_is_in_an_ensemble_s_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     nested = {"member": "ensemble", "settings": {"member": "elr"}}
     boards = [{"methods": [{"name": "ensemble", "hparams": given}]} for given in ({"member": "elr"}, nested)]

@@ -215,6 +215,15 @@ def test_the_same_labels_with_other_images_are_other_noise(tmp_path: Path) -> No
         noise.save(second, tmp_path / "a")
 
 
+def test_the_same_positions_in_another_source_are_other_noise(tmp_path: Path) -> None:
+    drawn = injected()
+    first, second = (replace(drawn, options=drawn.options | {"source": name}) for name in ("shapes", "others"))
+    noise.save(first, tmp_path / "a")
+    with pytest.raises(UserError, match="holds other labels"):
+        noise.save(second, tmp_path / "a")
+    assert noise.save(first, tmp_path / "a") == tmp_path / "a"
+
+
 # --------------------------------------------------------------------------------------------- what a method sees
 
 
@@ -653,3 +662,12 @@ def test_fashion_mnist_with_outliers_of_mnist(data_root: str) -> None:
     first = int(np.argmax(outliers >= 0))
     np.testing.assert_array_equal(mixed[first], source.train_images[outliers[first]])
     assert noisy.realised_rate == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_board_whose_noise_has_no_outliers_refuses_a_method_that_needs_some_before_any_cell() -> None:
+    board = {"name": "b", "datasets": ["digits"], "noise": [{"kind": "symmetric", "rate": 0.4}]}
+    benchmark: Benchmark = build(Benchmark, board | {"methods": ["ce", "transition_outlier"]}, "b.yaml")
+    with pytest.raises(
+        UserError, match=r"methods\[1\] 'transition_outlier' needs labelled outliers: they are there under"
+    ):
+        check_settings(benchmark, Place(Path()))

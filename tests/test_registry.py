@@ -24,10 +24,10 @@ class Mine:
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Each test reads the registry anew, and the next one does too."""
-    for cached in (registry._registry, registry._code_of):
+    for cached in (registry._registry, registry._code_of, registry._nn_parts):
         cached.cache_clear()
     yield
-    for cached in (registry._registry, registry._code_of):
+    for cached in (registry._registry, registry._code_of, registry._nn_parts):
         cached.cache_clear()
 
 
@@ -210,6 +210,24 @@ def test_code_changes_with_the_code_alone(tmp_path: Path) -> None:
     assert code_of(file, METHOD.replace("Me, 2024", "Me, 2025")) != before
 
 
+def test_a_methods_code_is_also_that_of_the_parts_of_networks_that_it_uses(house: Path) -> None:
+    (house / "nn").mkdir()
+    (house / "nn" / "__init__.py").write_text(
+        "from noisebench.nn.used import Used\nfrom noisebench.nn.other import Other\n"
+    )
+    (house / "nn" / "used.py").write_text("from noisebench.nn._inner import size\nclass Used: pass\n")
+    for part in ("_inner", "other"):
+        (house / "nn" / f"{part}.py").write_text("size = 1\n")
+    method = house / "methods" / "mine.py"
+    before = code_of(method, "from noisebench.nn import Used\n" + METHOD)
+    seen = {before}
+    for part, counts in (("other", False), ("_inner", True), ("used", True)):
+        (house / "nn" / f"{part}.py").write_text("size = 2\n")
+        after = code_of(method, method.read_text())
+        assert (after not in seen) == counts, part
+        seen.add(after)
+
+
 def test_a_plug_ins_code_is_that_of_its_whole_package(install: Install) -> None:
     files: dict[str, str | bytes] = {
         "plug_k/__init__.py": "",
@@ -220,7 +238,7 @@ def test_a_plug_ins_code_is_that_of_its_whole_package(install: Install) -> None:
     site = install("plug-k", "mine = plug_k.mine:Mine", files)
 
     def code() -> str:
-        for cached in (registry._registry, registry._code_of):
+        for cached in (registry._registry, registry._code_of, registry._nn_parts):
             cached.cache_clear()
         return registry.methods()["mine"].code()
 

@@ -5,6 +5,7 @@ Sukhbaatar et al. 2014 write Q, column-stochastic; T here is its transpose.
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,7 @@ from noisebench.method import Batch, Task, epochs_from
 from noisebench.methods.loss_correction import estimate_transition
 from noisebench.nn import TransitionLayer
 from noisebench.nn.transition import project_simplex
-from noisebench.noise import inject
+from noisebench.noise import inject, transition_matrix
 
 Array = npt.NDArray[Any]
 T = np.array([[0.7, 0.2, 0.1], [0.05, 0.9, 0.05], [0.3, 0.1, 0.6]])
@@ -122,6 +123,16 @@ def test_a_gradient_of_t_within_norm_1_loses_only_what_the_projection_would_take
     assert np.linalg.norm(by_t) < 1
     assert layer.matrix.grad is not None
     close(layer.matrix.grad, by_t - by_t.mean(axis=1, keepdims=True))
+
+
+def test_a_copy_of_the_layer_cuts_the_gradient_too() -> None:
+    logits, y = drawn()
+    grads, first = [], TransitionLayer(3, torch.from_numpy(T))
+    for layer in (first, copy.deepcopy(first)):
+        (1000 * nn.functional.nll_loss(layer(logits.log_softmax(1)), y)).backward()
+        grads.append(layer.matrix.grad)
+    close(grads[0].norm(dim=1), np.ones(3))
+    close(grads[1], grads[0].double().numpy())
 
 
 def test_a_label_that_t_leaves_no_probability_has_a_finite_loss_and_gradient() -> None:
@@ -267,7 +278,7 @@ def test_transition_is_cross_entropy_in_the_warm_up_then_equation_3_and_the_pena
     after.backward()
     expected, by_logits, by_t = eq3(p, T, y)
     close(after, expected + 0.3 * (T**2).sum() / 3)
-    close(method.layer.matrix.grad, cut(by_t + 0.3 * 2 * T / 3))
+    close(method.layer.matrix.grad, cut(by_t) + cut(0.3 * 2 * T / 3))
     method.net.logits.grad = None
     method.loss(batch_of(y), run_at(10)).backward()
     close(method.net.logits.grad, by_logits)
@@ -345,10 +356,16 @@ def test_the_known_t_is_forward_correction_with_it_and_is_not_learned() -> None:
 # ------------------------------------------------------------------------------------------------ a class for outliers
 
 
+def outliers(classes: int, known: Tensor, alpha: float = 0.3) -> dict[str, Tensor]:
+    """What a task under open-set noise gives."""
+    t = transition_matrix("open_set", 0.5, classes, source=1, labelled=alpha)
+    return {"outliers": known, "transition": torch.from_numpy(t)}
+
+
 def test_the_outlier_model_is_equation_3_with_equation_8() -> None:
     logits, y = drawn(classes=4)
     y, known = y.clamp_max(2), torch.arange(16) % 5 == 0
-    method = made("transition_outlier", logits, {"outliers": known}, extra=1, alpha=0.3)
+    method = made("transition_outlier", logits, outliers(3, known), extra=1)
     q = np.array([[1, 0, 0, 0.7 / 3], [0, 1, 0, 0.7 / 3], [0, 0, 1, 0.7 / 3], [0, 0, 0, 0.3]])  # Eq. 8 as printed
     close(method.layer.matrix, q.T)
     p = softmax64(logits)
@@ -364,7 +381,7 @@ def test_the_outlier_model_is_equation_3_with_equation_8() -> None:
 
 def test_the_outlier_model_predicts_the_first_k_renormalised_and_scores_by_the_rest() -> None:
     logits, _ = drawn(classes=4)
-    method = made("transition_outlier", logits, {"outliers": torch.zeros(16, dtype=torch.bool)}, extra=1)
+    method = made("transition_outlier", logits, outliers(3, torch.zeros(16, dtype=torch.bool)), extra=1)
     p = softmax64(logits)
     close(method.predict(torch.eye(16)), p[:, :3] / p[:, :3].sum(1, keepdims=True))
     order = method.inlier_scores(torch.eye(16)).argsort()
@@ -372,8 +389,13 @@ def test_the_outlier_model_predicts_the_first_k_renormalised_and_scores_by_the_r
 
 
 def test_the_outlier_model_predicts_where_it_is_all_but_sure_of_an_outlier() -> None:
-    method = made("transition_outlier", torch.tensor([[0.0, 1.0, 200.0]]), {"outliers": torch.tensor([True])}, extra=1)
+    method = made("transition_outlier", torch.tensor([[0.0, 1.0, 200.0]]), outliers(2, torch.tensor([True])), extra=1)
     close(method.predict(torch.eye(1)), softmax64(torch.tensor([[0.0, 1.0]])))
+
+
+def test_the_outlier_model_refuses_a_t_that_is_singular_since_no_outlier_is_known() -> None:
+    with pytest.raises(UserError, match="T is singular where no outlier is known"):
+        made("transition_outlier", torch.zeros(4, 4), outliers(3, torch.zeros(4, dtype=torch.bool), 0.0), extra=1)
 
 
 def test_the_known_outliers_are_those_of_the_training_split() -> None:
@@ -440,7 +462,7 @@ def test_backward_keeps_its_digits_where_t_is_hard_to_invert() -> None:
 
 def test_inliers_that_are_all_but_sure_are_still_told_apart() -> None:
     logits = torch.stack([torch.linspace(10, 40, 16), torch.zeros(16), torch.zeros(16)], 1)
-    method = made("transition_outlier", logits, {"outliers": torch.zeros(16, dtype=torch.bool)}, extra=1)
+    method = made("transition_outlier", logits, outliers(2, torch.zeros(16, dtype=torch.bool)), extra=1)
     assert bool((method.inlier_scores(torch.eye(16)).diff() > 0).all())
 
 

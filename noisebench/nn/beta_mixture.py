@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,8 +112,8 @@ class BetaMixture(_Mixture):
     ) -> None:
         super().__init__(normalise)
         for name, value in (("max_iter", max_iter), ("starts", starts)):
-            if value < 1:
-                raise UserError(f"BetaMixture: {name} is {value}; give 1 or more")
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"BetaMixture: {name} is {value!r}; give an int, 1 or more")
         if tol is not None and not tol > 0:
             raise UserError(f"BetaMixture: tol is {tol}; give a number above 0, or None")
         self.max_iter, self.tol, self.hold_low, self.starts = max_iter, tol, hold_low, starts
@@ -213,10 +213,6 @@ class GaussianMixture(_Mixture):
         )
         odds: Tensor = noisy - clean
         return odds
-
-
-MIXTURES = {"beta": BetaMixture, "gaussian": GaussianMixture}
-MixtureName = Literal["beta", "gaussian"]
 
 
 class _Betas(NamedTuple):

@@ -24,10 +24,10 @@ FLOOR = 1e-12
 class TransitionLayer(nn.Module):
     """p(noisy = j | x) = sum_i p(true = i | x) T[i, j], Eq. 2: one linear layer without bias behind the softmax.
 
-    T is row-stochastic, the transpose of the paper's Q; Learned by back-propagation, it must be put back on the simplex
+    T is row-stochastic, the transpose of the paper's Q. Learned by back-propagation, it must be put back on the simplex
     after every step of the optimiser (`project`), and needs `penalty` added to the loss: T times the network's own
     confusion matrix is all that the data determine, and the penalty moves the noise from the latter into T. The
-    gradient of T is that along the simplex, each row's cut to norm 1.
+    gradient of T is that along the simplex, each row's cut to norm 1, of either.
 
     Args:
         num_classes: K.
@@ -63,18 +63,17 @@ class TransitionLayer(nn.Module):
         self.projection, self.regulariser = projection, regulariser
         if learned:
             self.matrix = nn.Parameter(start)
-            self.matrix.register_hook(_bounded)  # type: ignore[no-untyped-call]
         else:
             self.register_buffer("matrix", start)
 
     def forward(self, log_p: Tensor) -> Tensor:
         """log(p(noisy | x) + 1e-12), float32 [B, K], of log p(true | x) [B, K] (log_softmax)."""
         with torch.autocast(log_p.device.type, enabled=False):  # which would round probabilities to bfloat16
-            return torch.log(log_p.float().exp() @ self.matrix + FLOOR)
+            return torch.log(log_p.float().exp() @ _along_simplex(self.matrix) + FLOOR)
 
     def penalty(self) -> Tensor:
         """The regulariser, a scalar, divided by K: 1 for the identity."""
-        return PENALTIES[self.regulariser](self.matrix) / len(self.matrix)
+        return PENALTIES[self.regulariser](_along_simplex(self.matrix)) / len(self.matrix)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -86,6 +85,15 @@ class TransitionLayer(nn.Module):
             total = kept.sum(dim=1, keepdim=True)
             uniform = torch.full_like(kept, 1 / kept.shape[1])
             self.matrix.copy_(torch.where(total > 0, kept / total, uniform))
+
+
+def _along_simplex(matrix: Tensor) -> Tensor:
+    """T, with a gradient that is `_bounded`; a hook on the parameter itself would not be copied with the layer."""
+    if not matrix.requires_grad or not torch.is_grad_enabled():
+        return matrix
+    used = matrix.view_as(matrix)
+    used.register_hook(_bounded)  # type: ignore[no-untyped-call]
+    return used
 
 
 def _bounded(gradient: Tensor) -> Tensor:
