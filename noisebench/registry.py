@@ -65,8 +65,7 @@ class Entry:
     def code(self) -> str:
         """SHA-256 of the code that gives its results: comments, docstrings and layout do not count.
 
-        That is its file, the files of methods/, datasets/ and noisebench/nn/ that it imports, and the whole package of a
-        plug-in.
+        That is its file, the files of methods/, datasets/ and noisebench/nn/ that it imports; of a plug-in its package.
         """
         if self.source is None:  # compiled: its distribution's version has to do
             with suppress(metadata.PackageNotFoundError):
@@ -128,7 +127,7 @@ def _is_search(node: ast.stmt) -> bool:
 
 
 def _imported(tree: ast.Module) -> list[Path]:
-    """The files of methods/, datasets/ and noisebench/nn/ that a file imports; of the latter also by its parts' names."""
+    """The files of methods/, datasets/ and noisebench/nn/ that a file imports, the latter's also by what they offer."""
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules = [node.module or "" for node in imports]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]

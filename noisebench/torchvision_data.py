@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,9 +45,9 @@ def load_idx(name: str, root: Path | None, download: bool, md5: Mapping[str, str
     """
     folder = data_root(name, root, download) / name / "raw"
     if download:
-        _download(name, folder.parent.parent)
+        download_files(name, folder.parent.parent)
     # The bytes that were checked are the bytes that are used: nothing is read twice.
-    raw = {file: _checked(name, folder / file, digest) for file, digest in md5.items()}
+    raw = {file: checked(name, folder / file, digest) for file, digest in md5.items()}
 
     def images(part: str) -> npt.NDArray[np.uint8]:
         content = raw[f"{part}-images-idx3-ubyte"]
@@ -72,7 +71,7 @@ def load_cifar(name: str, root: Path | None, download: bool) -> Splits:
     root = data_root(name, root, download)
     dataset = _torchvision(name)
     if download:
-        _download(name, root)
+        download_files(name, root)
     # One dataset of both parts: torchvision's check reads all files at every construction, and two would do it twice.
     parts = {"train_list": [*dataset.train_list, *dataset.test_list], "test_list": []}
     try:
@@ -80,35 +79,10 @@ def load_cifar(name: str, root: Path | None, download: bool) -> Splits:
     except (RuntimeError, OSError):
         # torchvision does not say which file is wrong.
         for file, digest in [*parts["train_list"], (dataset.meta["filename"], dataset.meta["md5"])]:
-            _checked(name, root / dataset.base_folder / file, digest)
+            checked(name, root / dataset.base_folder / file, digest)
         raise
     images, labels = both.data, np.asarray(both.targets, np.int64)
     return Splits(images[:_CIFAR_TRAIN], labels[:_CIFAR_TRAIN], images[_CIFAR_TRAIN:], labels[_CIFAR_TRAIN:])
-
-
-def load_svhn(root: Path | None, download: bool, md5: Mapping[str, str]) -> Splits:
-    """torchvision's `SVHN`: ``root/train_32x32.mat`` and ``root/test_32x32.mat``; the publisher's label 10 is class 0.
-
-    Args:
-        root: the data folder.
-        download: let torchvision fetch what is missing.
-        md5: {"train_32x32.mat": its MD5, "test_32x32.mat": its MD5}.
-
-    Raises:
-        UserError: no root, a file is missing, a file's content is not the published one, or the download failed.
-    """
-    from scipy.io import loadmat  # opens no pickle
-
-    root = data_root("SVHN", root, download)
-    parts = []
-    for part in ("train", "test"):
-        if download:
-            _download("SVHN", root, split=part)
-        content: Any = io.BytesIO(_checked("SVHN", root / f"{part}_32x32.mat", md5[f"{part}_32x32.mat"]))
-        found = loadmat(content)
-        labels = found["y"].astype(np.int64).ravel()
-        parts += [np.ascontiguousarray(found["X"].transpose(3, 0, 1, 2)), np.where(labels == 10, 0, labels)]
-    return Splits(*parts)
 
 
 def _torchvision(name: str) -> Any:
@@ -133,8 +107,12 @@ def data_root(name: str, root: Path | None, download: bool = False) -> Path:
     return root
 
 
-def _checked(name: str, path: Path, md5: str) -> bytes:
-    """The content of `path`, after comparing its MD5."""
+def checked(name: str, path: Path, md5: str) -> bytes:
+    """The content of `path`, after comparing its MD5.
+
+    Raises:
+        UserError: it is missing, cannot be read, or has another MD5; `name` is what the message calls the dataset.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -153,8 +131,12 @@ def _checked(name: str, path: Path, md5: str) -> bytes:
     return content
 
 
-def _download(name: str, root: Path, **options: str) -> None:
-    """Let torchvision fetch what is missing; one process at a time, since several cells may ask at once."""
+def download_files(name: str, root: Path, **options: str) -> None:
+    """Let torchvision's class `name` fetch what is missing; one process at a time, since several cells may ask at once.
+
+    Raises:
+        UserError: that failed.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):
