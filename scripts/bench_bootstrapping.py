@@ -112,12 +112,10 @@ def separation(args: argparse.Namespace) -> dict[str, Any]:
 
 
 SEPARATION_RECIPE = {
-    "backbone_options": {"stem_stride": 2},
+    "backbone_options": {"stem_stride": 2, "widths": [32, 64, 128]},
     "epochs": 20,
     "train_size": 20000,
     "weight_decay": 1e-4,
-    "padding": 2,
-    "flip": True,
     "validation": 0,
     "schedule": {"kind": "multistep", "milestones": [0.33333, 0.83333]},
 }
