@@ -46,7 +46,7 @@ class Transition(_NoiseLayer):
             projection: onto the simplex: "euclidean", or "renormalise" for the paper's cheap form.
         """
 
-        warmup: Epochs = 0.2
+        warmup: Epochs = 0.4
         regulariser: Literal["ridge", "trace", "nuclear"] = "ridge"
         weight: Annotated[float, Field(ge=0)] = 0.2
         lr_scale: Annotated[float, Field(gt=0)] = 0.1
