@@ -252,11 +252,16 @@ def _restoring(threads: int) -> Iterator[None]:
 
 
 def _same_code(config: dict[str, Any]) -> bool:
-    """Whether the cell that config.json describes has the fingerprint that it has there."""
+    """Whether the cell that config.json describes has the fingerprint that it has there.
+
+    True where it does not say which settings were given: a fingerprint is of these as they were written, 1 or 1.0.
+    """
+    if "given" not in config:
+        return True
     spec = dict(config["noise"])
     if isinstance(spec.get("mapping"), dict):  # JSON made texts of its classes
         spec["mapping"] = {int(key): value for key, value in spec["mapping"].items()}
-    method = {"name": config["method"], "hparams": config.get("given", config["hparams"])}
+    method = {"name": config["method"], "hparams": config["given"]}
     about = {key: config[key] for key in ("dataset", "seed", "recipe")}
     cell: Cell = build(Cell, about | {"method": method, "noise": spec}, "config.json")
     return bool(cell.fingerprint() == config["fingerprint"])
