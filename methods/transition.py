@@ -41,7 +41,7 @@ class Transition(_NoiseLayer):
         Attributes:
             warmup: with T = I, before T is learned (the paper's Fig. 1b).
             regulariser: "ridge", "trace" or "nuclear", on T; without one T stays at the identity.
-            weight: of the regulariser, which is 1 at the identity for "trace" and "ridge".
+            weight: of the regulariser, which is 1 at the identity.
             lr_scale: learning rate of T, as a multiple of the network's.
             projection: onto the simplex: "euclidean", or "renormalise" for the paper's cheap form.
         """
@@ -71,18 +71,18 @@ class Transition(_NoiseLayer):
             raise UserError(f"{self.name}: warmup is {self.hparams.warmup} of {run.epochs} epochs: T would never move")
         yield from run.loader()
 
-    def _warm(self, run: Run) -> bool:
+    def _learns(self, run: Run) -> bool:
         return run.epoch >= run.epochs_from(self.hparams.warmup)
 
     def loss(self, batch: Batch, run: Run) -> Tensor:
         """Eq. 3 and the weighted regulariser; cross-entropy during the warm-up."""
-        if not self._warm(run):
+        if not self._learns(run):
             return F.cross_entropy(self(batch.x), batch.y)
         return super().loss(batch, run) + self.hparams.weight * self.layer.penalty()
 
     def after_step(self, batch: Batch, run: Run) -> None:
         """Project T."""
-        if self._warm(run):
+        if self._learns(run):
             self.layer.project()
 
     def transition(self) -> Tensor:

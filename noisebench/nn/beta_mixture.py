@@ -43,6 +43,12 @@ class _Mixture(nn.Module):
         scaled = (losses.double().nan_to_num(nan=torch.inf) - self.low) / self.width
         return torch.sigmoid(self._log_odds(scaled.clamp(EDGE, 1 - EDGE))).float()
 
+    def _store(self, **values: Tensor) -> None:
+        """Put what was fitted into the buffers of these names."""
+        for name, value in values.items():
+            getattr(self, name).copy_(value)
+        self.fitted.fill_(True)
+
     def _log_odds(self, x: Tensor) -> Tensor:
         """log P(noisy | x) - log P(clean | x) of scaled losses."""
         raise NotImplementedError
@@ -137,9 +143,7 @@ class BetaMixture(_Mixture):
             found = runs[0] if len(runs) == 1 else max(runs, key=lambda betas: betas.likelihood(*logs))
             if bool(found.means[0] > found.means[1]):
                 found = _Betas(*(value.flip(0) for value in found))
-        for buffer, value in zip((self.alpha, self.beta, self.weight), found, strict=True):
-            buffer.copy_(value)
-        self.fitted.fill_(True)
+        self._store(**found._asdict())
         return self
 
     def _em(self, logs: tuple[Tensor, Tensor], powers: Tensor, betas: _Betas) -> _Betas:
@@ -195,15 +199,13 @@ class GaussianMixture(_Mixture):
 
         x = self._observations(losses)
         if x is None or len(x) < 2:
-            found = [torch.tensor([value, value], dtype=torch.float64) for value in (1.0, 1.0, 0.5)]
+            one = torch.ones(2, dtype=torch.float64)
+            self._store(mean=one, variance=one, weight=one / 2)
         else:
             mixture = Mixture(2, random_state=0).fit(x.cpu().numpy()[:, None])
             order = mixture.means_[:, 0].argsort()
-            values = mixture.means_[:, 0], mixture.covariances_[:, 0, 0], mixture.weights_
-            found = [torch.from_numpy(value[order]) for value in values]
-        for buffer, value in zip((self.mean, self.variance, self.weight), found, strict=True):
-            buffer.copy_(value)
-        self.fitted.fill_(True)
+            values = {"mean": mixture.means_, "variance": mixture.covariances_, "weight": mixture.weights_}
+            self._store(**{name: torch.from_numpy(value.reshape(2)[order]) for name, value in values.items()})
         return self
 
     def _log_odds(self, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class TransitionLayer(nn.Module):
     T is row-stochastic, the transpose of the paper's Q. Learned by back-propagation, it must be put back on the simplex
     after every step of the optimiser (`project`), and needs `penalty` added to the loss: T times the network's own
     confusion matrix is all that the data determine, and the penalty moves the noise from the latter into T. The
-    gradient of T is that along the simplex, each row's cut to norm 1, of either.
+    gradients of T, of the loss and of the penalty, are those along the simplex, each row's cut to norm 1.
 
     Args:
         num_classes: K.
