@@ -6,7 +6,6 @@ written aside and renamed, so that whatever moment a kill picks, the next start 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -25,16 +24,13 @@ from noisebench.assembly import Setup, load_dataset, load_source, make_hparams, 
 from noisebench.config import Cell
 from noisebench.errors import TrainingFailed, UserError
 from noisebench.files import read_json, write_json
-from noisebench.metrics import SCORES, score_of
+from noisebench.metrics import SCORES, about, score_of
+from noisebench.starting import sha256_of_state
 
 
 def weights_sha256(method: nn.Module) -> str:
     """SHA-256 of all that a method learned: names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(method.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return sha256_of_state(method.state_dict())
 
 
 def summarise(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -48,6 +44,7 @@ def summarise(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         metrics = line["metrics"]
         names = {f"test.{k}": k for k in (*SCORES, "top5", "nll", "ece", "inlier_auc", "inlier_ap")}
         names |= {f"train.{k}": k for k in ("memorised", "noise_auc", "transition_error")}
+        names |= {k: k for k in metrics if about(k) and k.partition(".")[0] not in ("test", "val", "train")}
         return {"epoch": line["epoch"]} | {short: metrics[k] for k, short in names.items() if k in metrics}
 
     found = {"last": at(history[-1]), "best": at(max(history, key=lambda r: r["metrics"][f"test.{score}"]))}
@@ -57,6 +54,9 @@ def summarise(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 # --------------------------------------------------------------------------------------------- the run folder
+
+BEGUN, DAMAGED = "started", "damaged: "
+"""What lines of log.txt begin with: of a run that begins, and of an image that does not decode."""
 
 
 class Differs(Exception):
@@ -68,7 +68,7 @@ class Folder:
 
     def __init__(self, path: Path, checkpoint_seconds: float = 0) -> None:
         self.path = path
-        self._every = checkpoint_seconds
+        self._every, self._took = checkpoint_seconds, 0.0
         self.begin()
         path.mkdir(parents=True, exist_ok=True)
         for torn in path.glob("*.tmp"):
@@ -76,9 +76,11 @@ class Folder:
                 torn.unlink(missing_ok=True)
         self.history = self._read_history()
 
-    def begin(self) -> None:
-        """Start the clocks of epochs and checkpoints."""
-        self._saved = self._epoch_began = time.monotonic()
+    def begin(self, spent: float = 0) -> None:
+        """Start the clocks of epochs and checkpoints; so many seconds were `spent` in the epoch already."""
+        self._damaged = self._read_damaged()
+        self._saved = time.monotonic()
+        self._epoch_began = self._saved - spent
 
     def _read_history(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; what a kill or a loss of power left behind them is cut off."""
@@ -100,11 +102,35 @@ class Folder:
             os.truncate(file, whole)
         return history
 
+    def _read_damaged(self) -> set[str]:
+        """The images that the log of this run names: a resumed one may not meet all of them again."""
+        found: set[str] = set()
+        with suppress(FileNotFoundError), (self.path / "log.txt").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                text = line[len(_stamp()) + 1 :].rstrip("\n")
+                if text.startswith(f"{BEGUN} ("):
+                    found.clear()
+                elif text.startswith(DAMAGED):
+                    found.add(text)
+        return found
+
     def clear(self) -> None:
         """Forget the run, to start it anew."""
         for name in ("metrics.jsonl", "checkpoint.pt"):
             (self.path / name).unlink(missing_ok=True)
         self.history = []
+
+    @property
+    def num_damaged(self) -> int:
+        """How many images of the run do not decode."""
+        return len(self._damaged)
+
+    def damaged(self, name: str, reason: str) -> None:
+        """Name an image that does not decode in the log, once in a run."""
+        text = _one_line(DAMAGED + (reason if name in reason else f"{name}: {reason}"))
+        if text not in self._damaged:
+            self._damaged.add(text)
+            self.log(text)
 
     def log(self, text: str) -> None:
         """One more line in log.txt."""
@@ -128,13 +154,24 @@ class Folder:
             file.write(json.dumps(line) + "\n")
         self.history.append(line)
 
+    def due(self) -> bool:
+        """Whether a checkpoint within the epoch is due; with 0 for `checkpoint_seconds`, only those after it are.
+
+        Writing takes at most a twentieth of the time: a state per sample can be gigabytes.
+        """
+        return self._every > 0 and time.monotonic() - self._saved >= max(self._every, 20 * self._took)
+
     def checkpoint(self, state: dict[str, Any], last: bool) -> None:
         """Store the state if it is time: written aside, then renamed, so that the last good one stays."""
-        if last or time.monotonic() - self._saved >= self._every:
+        now = time.monotonic()
+        if last or now - self._saved >= self._every:
+            if "batch" in state:
+                state = state | {"seconds": now - self._epoch_began}
             with suppress(FileNotFoundError), (self.path / "metrics.jsonl").open("rb") as lines:
                 os.fsync(lines.fileno())  # a checkpoint must not survive a loss of power that its lines do not
             save_tensors(state, self.path / "checkpoint.pt")
             self._saved = time.monotonic()
+            self._took = self._saved - now
 
     def stored_state(self) -> dict[str, Any] | None:
         """The checkpoint, if there is one that can be used; the run starts anew otherwise, and the log says why."""
@@ -155,8 +192,21 @@ class Folder:
 
 def log(folder: Path, text: str) -> None:
     """One more line in a run folder's log.txt."""
-    with (folder / "log.txt").open("a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+    with (folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:  # names may be no UTF-8
+        file.write(f"{_stamp()} {text}\n")
+
+
+def _stamp() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def damage(count: int) -> str:
+    """What to say of so many images that do not decode."""
+    return f"{count} images do not decode; grey in their place" if count > 1 else "1 image does not decode; grey in its place"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
 
 def save_tensors(state: Mapping[str, Any], file: Path) -> None:
@@ -256,8 +306,11 @@ def _run(
         folder.log(f"the checkpoint is of another device ({state['run']['device']}, now {device}): started anew")
         folder.clear()
         state = None
-    folder.log(f"{'resumed after epoch ' + str(state['epoch']) if state else 'started'} (process {os.getpid()})")
-    folder.begin()
+    batch = f", batch {state['batch']}" if state and "batch" in state else ""
+    begun = f"resumed after epoch {state['epoch']}{batch}" if state else BEGUN
+    folder.log(f"{begun} (process {os.getpid()})")
+    folder.begin(state.get("seconds", 0) if state else 0)
+    setup.on_damaged(folder.damaged)
     setup.train(folder, state)
     save_tensors(setup.method.state_dict(), folder.path / "model.pt")
     result = base | {
@@ -271,7 +324,10 @@ def _run(
         "epochs": len(folder.history),
         "metrics": summarise(folder.history),
     }
+    result |= {"damaged": folder.num_damaged} if folder.num_damaged else {}
     write_json(folder.path / "result.json", result)
     folder.log("finished")
+    if folder.num_damaged:
+        folder.log(damage(folder.num_damaged))
     (folder.path / "checkpoint.pt").unlink(missing_ok=True)
     return result

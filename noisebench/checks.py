@@ -10,7 +10,8 @@ In a plug-in's test::
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from noisebench.cell import weights_sha256
 from noisebench.config import Recipe, Schedule
 from noisebench.data import ImageData, Labels
 from noisebench.fitting import Memory
+from noisebench.image_data import LabelSets, is_encoded
 from noisebench.method import Method
 from noisebench.noise import NoisyLabels, inject
 from noisebench.streams import stream
@@ -32,6 +34,8 @@ RECIPE = Recipe(
     epochs=4, batch_size=16, lr=0.02, validation=0.125, padding=1, flip=True, schedule=Schedule(kind="cosine", warmup=1)
 )
 CLASSES = 4
+WITHIN = 8
+"""The step, in the middle of the second epoch, after which a method that keeps the default `epoch` is resumed too."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class _Suite:
         if keep:  # states are live tensors: keep copies
             store = journal.checkpoint
             journal.checkpoint = lambda state, last: store(_through_a_file(state), last)  # type: ignore[method-assign]
+            journal.due = lambda: setup.run.step == WITHIN  # type: ignore[method-assign]
         setup.train(journal, state)
         return setup, journal
 
@@ -160,10 +165,11 @@ class _Suite:
         assert self._hash(again) == self._hash(self.setup_trained), "two runs of one seed ended in different weights"
 
     def resume(self) -> None:
-        """resumes from any epoch to the same weights, bit for bit"""
+        """resumes from any checkpoint to the same weights, bit for bit"""
         for state in self.journal.states[:-1]:
             resumed, _ = self.trained(state=state)
-            where = f"resumed after epoch {state['epoch']}: other weights than uninterrupted"
+            batch = f", batch {state['batch']}" if "batch" in state else ""
+            where = f"resumed after epoch {state['epoch']}{batch}: other weights than uninterrupted"
             assert self._hash(resumed) == self._hash(self.setup_trained), where + "; keep all state in buffers"
 
     def batch_split(self) -> None:
@@ -278,6 +284,7 @@ def check_dataset(module: Any, root: Path | None = None, *, raise_on_failure: bo
         found["data"] = module.load(root, download=False)
         data = found["data"]
         assert isinstance(data, ImageData), f"load() gave {type(data).__name__}"
+        _check_constants(module, data)
         # What a board's noise is checked against before anything is loaded.
         several = getattr(module, "MULTILABEL", False)
         for constant, told, true in (
@@ -290,7 +297,11 @@ def check_dataset(module: Any, root: Path | None = None, *, raise_on_failure: bo
         """has every class in the training and in the test labels"""
         data = found["data"]
         for which, labels in (("train", data.train_labels), ("test", data.test_labels)):
-            seen = np.flatnonzero(labels.any(axis=0)) if data.multilabel else np.unique(labels)
+            if data.label_sets is not None:
+                sets = data.label_sets.multihot(torch.from_numpy(np.unique(labels)), data.num_classes)
+                seen = np.flatnonzero(sets.any(dim=0).numpy())
+            else:
+                seen = np.flatnonzero(labels.any(axis=0)) if data.multilabel else np.unique(labels)
             missing = sorted(set(range(data.num_classes)) - set(seen.tolist()))
             assert not missing, f"{which}: no sample of class {missing[0]}"
 
@@ -298,12 +309,10 @@ def check_dataset(module: Any, root: Path | None = None, *, raise_on_failure: bo
         """loads the same again"""
         data, again = found["data"], module.load(root, download=False)
         for field in fields(data):
-            first, second = getattr(data, field.name), getattr(again, field.name)
-            if field.name.endswith("images"):  # which may be too many to compare them all
-                first, second = (
-                    [np.asarray(images[i]) for i in range(0, len(images), 97)] for images in (first, second)
-                )
-            assert np.array_equal(first, second), f"{field.name} differs between two loads"
+            first, second = (_comparable(field.name, getattr(one, field.name)) for one in (data, again))
+            assert first.keys() == second.keys(), f"{field.name} differs between two loads"
+            for key, value in first.items():
+                assert np.array_equal(value, second[key]), f"{field.name}{key} differs between two loads"
 
     def class_map() -> None:
         """has a class map without a class that maps to itself"""
@@ -314,6 +323,37 @@ def check_dataset(module: Any, root: Path | None = None, *, raise_on_failure: bo
 
     name = getattr(module, "__name__", type(module).__name__)
     return _judged(name, _run([loads, every_class, repeats, class_map], {"loads"}), raise_on_failure)
+
+
+def _check_constants(module: Any, data: ImageData) -> None:
+    """What `noisebench list` and `noisebench data` go by, where the module says it."""
+    size = {"train": len(data.train_labels), "test": len(data.test_labels)}
+    told = getattr(module, "SIZE", size)
+    assert told == size, f"SIZE is {told}, but the data's is {size}"
+    noise = getattr(module, "NOISE", "not said")
+    assert isinstance(noise, str), f"NOISE is {noise!r}; give one line"
+    assert len(noise.splitlines()) == 1, f"NOISE is {noise!r}; give one line"
+    for constant in ("FILES", "EXTRA_FILES"):
+        files = getattr(module, constant, {})
+        assert isinstance(files, dict), f"{constant} is {type(files).__name__}; give {{path below the data root: MD5}}"
+        for file, md5 in files.items():
+            inside = isinstance(file, str) and not Path(file).is_absolute() and ".." not in Path(file).parts
+            assert inside, f"{constant}: {file!r} is no path below the data root"
+            known = isinstance(md5, str) and re.fullmatch("([0-9a-f]{32})?", md5)
+            assert known, f"{constant}: {file!r} has {md5!r}; give its MD5 in lower-case hex, or '' for none"
+
+
+def _comparable(name: str, value: Any) -> dict[str, Any]:
+    """A field of `ImageData` as arrays, by what a message adds to its name; of many images some."""
+    if name.endswith("images"):
+        read = (lambda i: np.frombuffer(value.encoded(i), np.uint8)) if is_encoded(value) else value.__getitem__
+        some = range(0, len(value), max(97, len(value) // 1000))
+        return {f"[{i}]": np.asarray(read(i)) for i in some} | {"": len(value)}
+    if isinstance(value, LabelSets):
+        return {".starts": value.starts, ".classes": value.classes}
+    if isinstance(value, Mapping):  # of further tests, which are functions, the names are compared
+        return {f"[{key!r}]": 0 if callable(one) else one for key, one in value.items()}
+    return {"": value}
 
 
 def _run(checks: list[Callable[[], None]], needed: set[str]) -> list[Outcome]:

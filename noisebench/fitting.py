@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from noisebench import registry
+from noisebench import dataset_names
 from noisebench.assembly import Setup, load_dataset, load_source, make_hparams, make_noise, method_class
 from noisebench.cell import summarise, weights_sha256
 from noisebench.config import Noise, Recipe, build
@@ -49,6 +49,10 @@ class Memory:
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Keep the line."""
         self.history.append({"epoch": epoch, "metrics": metrics})
+
+    def due(self) -> bool:
+        """Never: states after epochs are enough."""
+        return False
 
     def checkpoint(self, state: dict[str, Any], last: bool) -> None:
         """Keep the state."""
@@ -93,10 +97,10 @@ def fit(
     spec: Noise = build(Noise, {"kind": noise, "rate": rate, **(noise_options or {})}, "noise")
     called = dataset if isinstance(dataset, str) else "the dataset"
     source = load_source(spec, data, called, data_root_from(data_root))
-    noisy = make_noise(spec, data, seed, source)
+    noisy = make_noise(spec, data, seed, source, called)
     threads, journal = torch.get_num_threads(), Memory()
     try:
-        size = registry.sized(dataset)[1] if isinstance(dataset, str) else None
+        size = dataset_names.sized(dataset)[1] if isinstance(dataset, str) else None
         plan: Recipe = build(Recipe, (recipe or {}) | ({} if size is None else {"train_size": size}), "recipe")
         setup = Setup(cls, settings, data, noisy.labels, plan, seed, noisy, device, source)
         setup.train(journal)

@@ -11,6 +11,7 @@ The training loop, which calls a method and is the same for all of them, is this
         for batch in method.epoch(run):                 # default: yield from run.loader()
             method.step(batch, run)                     # default: run.optimize(method.loss(batch, run))
             method.after_step(batch, run)               # e.g. project a parameter, update an average
+            save the same and all random states, if it is time and `epoch` is the default
         method.eval()
         evaluate method.predict(x) on the noisy validation split and on the test set
         save state_dict() of the method and of the optimiser, if it is time

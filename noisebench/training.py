@@ -39,6 +39,27 @@ def learning_rate_factor(schedule: Schedule, epoch: int, epochs: int) -> float:
     return 1.0
 
 
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The global random states that `Run.begin_epoch` sets, as plain data and tensors on the CPU."""
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    kind, key, *rest = legacy
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": (kind, key.tolist(), *rest),
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """The inverse of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+
+
 class Run:
     """One training run, as its method sees it.
 
@@ -89,15 +110,7 @@ class Run:
         """
         call = self._calls
         self._calls += 1
-        return self._loader.batches(
-            indices,
-            views=views,
-            augment=augment,
-            shuffle=shuffle,
-            batch_size=batch_size or self._recipe.batch_size,
-            order_seed=stream(self._seed, "order", self.epoch, call),
-            augment_seed=stream(self._seed, "augment", self.epoch, call),
-        )
+        return self._batches(call, indices, views=views, augment=augment, shuffle=shuffle, batch_size=batch_size)
 
     def per_sample(self, fn: Callable[[Batch], Tensor], augment: bool = False) -> Tensor:
         """`fn` over the whole training set in order, in eval mode and without gradient: [N, ...].
@@ -131,6 +144,7 @@ class Run:
         if self._recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)
         self.optimizer.step()
+        torch.clear_autocast_cache()  # autocast keeps its casts of the weights, which are old ones now
         self._losses.append((self.step + 1, loss.detach()))
 
     def reset_optimizer(self, module: nn.Module | None = None) -> None:
@@ -145,7 +159,9 @@ class Run:
     def log(self, **values: float | Tensor) -> None:
         """Numbers for the record; the mean over the epoch is stored as ``train.<name>``."""
         for name, value in values.items():
-            self._logged.setdefault(name, []).append(torch.as_tensor(value).detach())
+            # A copy: of a buffer that changes in place, every step's value would be the last one.
+            value = value.detach().clone() if isinstance(value, Tensor) else torch.as_tensor(value)
+            self._logged.setdefault(name, []).append(value)
 
     # ------------------------------------------------------------------------------- what the loop calls
 
@@ -169,6 +185,23 @@ class Run:
         random.seed(shared)
         np.random.seed(shared % 2**32)  # noqa: NPY002
 
+    def resume_epoch(self, epoch: int, batch: int, state: dict[str, Any]) -> Iterator[Batch]:
+        """Take an epoch up after so many of its batches, from `state_dict(within=True)`: the batches that are left.
+
+        For the default `Method.epoch` alone, whose batches are those of the epoch's first call of `loader`.
+        """
+        self.begin_epoch(epoch)
+        self.load_state_dict(state)
+        within = state["within"]
+        set_random_state(within["random"], self.device)
+        self.generator.set_state(within["generator"])
+        self._calls = within["calls"]
+        self._losses = list(zip(within["steps"], within["losses"].to(self.device), strict=True))
+        # Each to where it was: a mean has other bits elsewhere, and what is logged from now on must be beside it.
+        there = {"cpu": torch.device("cpu"), self.device.type: self.device}
+        self._logged = {name: list(values.to(there[kind])) for name, (kind, values) in within["logged"].items()}
+        return self._batches(0, start=batch)
+
     def end_epoch(self) -> dict[str, float]:
         """Mean loss and logged values of the epoch.
 
@@ -188,14 +221,40 @@ class Run:
         record["train.lr"] = self.optimizer.param_groups[0]["lr"]
         return record
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside the method's own state."""
-        return {"device": self.device.type, "step": self.step, "optimizer": self.optimizer.state_dict()}
+    def state_dict(self, within: bool = False) -> dict[str, Any]:
+        """All that a resumed run needs beside the method's own state; `within`: in the middle of an epoch."""
+        state = {"device": self.device.type, "step": self.step, "optimizer": self.optimizer.state_dict()}
+        return state | {"within": self._state_within()} if within else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.step = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def _state_within(self) -> dict[str, Any]:
+        """What lives for an epoch: random states, losses and logged values; on the CPU."""
+        losses = [loss.float() for _, loss in self._losses]
+        logged = {name: torch.stack([v.float() for v in values]) for name, values in self._logged.items()}
+        return {
+            "random": random_state(self.device),
+            "generator": self.generator.get_state(),
+            "calls": self._calls,
+            "steps": [step for step, _ in self._losses],
+            "losses": (torch.stack(losses) if losses else torch.empty(0)).cpu(),
+            "logged": {name: (values.device.type, values.cpu()) for name, values in logged.items()},
+        }
+
+    def _batches(
+        self, call: int, indices: Tensor | None = None, *, batch_size: int | None = None, **options: Any
+    ) -> Iterator[Batch]:
+        """The batches of the epoch's `call`-th call of `loader`; `options` as of `Loader.batches`."""
+        return self._loader.batches(
+            indices,
+            batch_size=batch_size or self._recipe.batch_size,
+            order_seed=stream(self._seed, "order", self.epoch, call),
+            augment_seed=stream(self._seed, "augment", self.epoch, call),
+            **options,
+        )
 
     def _make_optimizer(self) -> None:
         recipe = self._recipe
@@ -219,24 +278,49 @@ class Journal(Protocol):
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Note the metrics of a finished epoch (1-based)."""
 
+    def due(self) -> bool:
+        """Whether to offer the state now, within an epoch; asked after every batch, where that is possible."""
+
     def checkpoint(self, state: dict[str, Any], last: bool) -> None:
-        """Offer the state after an epoch; the journal decides whether it is time to store it."""
+        """Offer the state after an epoch, or within one (it has "batch"); the journal decides whether to store it."""
 
 
-def train_epoch(run: Run, method: Method, epoch: int) -> dict[str, float]:
+def train_epoch(
+    run: Run, method: Method, epoch: int, journal: Journal | None = None, state: dict[str, Any] | None = None
+) -> dict[str, float]:
     """One epoch (0-based) of training alone; its mean loss and what the method logged.
+
+    Args:
+        journal: gets the state within the epoch when it is due, if the method keeps the default `epoch`: code around
+            the yields of another cannot be taken up in the middle.
+        state: a state within this epoch to go on from; the method has its part of it already.
 
     Raises:
         TrainingFailed: a loss that is not finite.
     """
-    run.begin_epoch(epoch)
+    if state is None:
+        run.begin_epoch(epoch)
+    left = None if state is None else run.resume_epoch(epoch, state["batch"], state["run"])
+    done = 0 if state is None else state["batch"]
+    # Of other devices `random_state` does not have all that a method may draw from.
+    resumable = type(method).epoch is Method.epoch and run.device.type in ("cpu", "cuda")
     method.train()
     with run.autocast():
-        for batch in method.epoch(run):
+        for batch in method.epoch(run) if left is None else left:
             method.step(batch, run)
             run.step += 1
             method.after_step(batch, run)
+            torch.clear_autocast_cache()  # also after a step that did without `optimize`; a resumed run has none either
+            done += 1
+            if resumable and journal is not None and journal.due():
+                journal.checkpoint(state_of(run, method, epoch, done), last=False)
     return run.end_epoch()
+
+
+def state_of(run: Run, method: Method, epoch: int, batch: int | None = None) -> dict[str, Any]:
+    """All that a run needs to go on after so many epochs and, if given, so many batches of the next."""
+    state = {"epoch": epoch, "method": method.state_dict(), "run": run.state_dict(within=batch is not None)}
+    return state if batch is None else state | {"batch": batch}
 
 
 def train(
@@ -252,8 +336,11 @@ def train(
         method.load_state_dict(state["method"])
         run.load_state_dict(state["run"])
         start = state["epoch"]
+        if "batch" not in state:
+            state = None
     for epoch in range(start, run.epochs):
-        metrics = train_epoch(run, method, epoch)
+        metrics = train_epoch(run, method, epoch, journal, state)
+        state = None
         method.eval()
         try:
             with torch.no_grad(), run.autocast():
@@ -261,8 +348,7 @@ def train(
         except TrainingFailed as error:
             raise TrainingFailed(f"after epoch {epoch + 1}: {error}") from error
         journal.epoch(epoch + 1, metrics)
-        last = epoch + 1 == run.epochs
-        journal.checkpoint({"epoch": epoch + 1, "method": method.state_dict(), "run": run.state_dict()}, last)
+        journal.checkpoint(state_of(run, method, epoch + 1), last=epoch + 1 == run.epochs)
 
 
 def make_fabric(recipe: Recipe, accelerator: str = "auto") -> lightning_fabric.Fabric:

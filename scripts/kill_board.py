@@ -47,7 +47,7 @@ class Board:
         command += ["--methods", ",".join(self.methods), "--seeds", ",".join(map(str, self.seeds))]
         command += ["--epochs", str(self.epochs), "--jobs", str(self.jobs), "--device", "cpu"]
         command += ["--set", "noise=[{kind: symmetric, rate: 0.4, include_true: false}]"]
-        command += ["--set", "recipe.checkpoint_seconds=0"]  # after every epoch
+        command += ["--set", "recipe.checkpoint_seconds=0.01"]  # after every epoch, and often within one
         environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / "driver.log").open("ab") as log:

@@ -257,6 +257,20 @@ def test_bf16_runs_and_predicts_in_float32() -> None:
     assert all(p.dtype == torch.float32 for p in setup.method.parameters())
 
 
+def test_under_bf16_every_step_sees_the_weights_of_the_last_one() -> None:
+    class Watched(Plain):
+        def loss(self, batch: Batch, run: Run) -> Tensor:
+            linear: Any = self.net[-1]  # type: ignore[index]
+            features = torch.ones(1, linear.in_features)
+            seen = linear(features)
+            with torch.autocast("cpu", enabled=False):
+                cast = nn.functional.linear(features.bfloat16(), linear.weight.bfloat16(), linear.bias.bfloat16())
+            assert torch.equal(seen, cast)
+            return super().loss(batch, run)
+
+    trained(Watched, precision="bf16-mixed")
+
+
 def test_what_is_done_in_float32_under_bf16_has_its_gradient_in_float32() -> None:
     class Island(Plain):
         def loss(self, batch: Batch, run: Run) -> Tensor:
