@@ -1,5 +1,7 @@
 """Augmentation of whole batches on the device: random crop, horizontal flip, normalisation.
 
+Images of any size are cropped where they are decoded (`noisebench.decoding`), with draws that are made here.
+
 A crop and a flip are one `gather` with an index that all channels of an image share. Of the forms tried on a CPU
 (window views of padded images, row-wise copies, loops, `flip` with `where`) it was the fastest with one thread and with
 two, and it needs neither a padded nor a flipped copy of the data.
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from noisebench.decoding import CROP_DRAWS
 from noisebench.errors import UserError
 
 
@@ -21,23 +24,26 @@ class Augmentation:
     """What happens to training images: a random crop, a flip, then ``(pixel / 255 - mean) / std``.
 
     The crop is torchvision's ``RandomCrop(size, padding)``: the image is framed with `padding` black pixels (0 before
-    normalisation) and a window of its own size is cut out at a uniform position; the flip has probability 1/2.
+    normalisation) and a window of its own size is cut out at a uniform position; the flip has probability 1/2. Images
+    of any size (`EncodedImages`) get torchvision's ``RandomResizedCrop(size, scale=crop_area)`` in place of it.
 
     Attributes:
         mean: per channel, for pixels in [0, 1].
         std: per channel, above 0.
         padding: of the crop; 0 for none.
         flip: whether images are flipped left to right at random.
+        crop_area: the smallest and the largest share of the area of an image of any size that its crop takes.
 
     Raises:
         UserError: empty or unequal `mean` and `std`, a value that is not finite, a `std` not above 0, a negative
-            `padding`.
+            `padding`, shares that are not 0 < smallest <= largest <= 1.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     padding: int = 0
     flip: bool = False
+    crop_area: tuple[float, float] = (0.08, 1.0)
 
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
@@ -50,10 +56,12 @@ class Augmentation:
             raise UserError(f"std {self.std} must be above 0 in every channel")
         if self.padding < 0:
             raise UserError(f"padding {self.padding} must be 0 or more")
+        if len(self.crop_area) != 2 or not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise UserError(f"crop_area {self.crop_area} must be 0 < smallest <= largest <= 1")
 
     @property
     def random(self) -> bool:
-        """Whether there is anything to draw."""
+        """Whether there is anything to draw for images of one size."""
         return self.padding > 0 or self.flip
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -66,6 +74,28 @@ class Augmentation:
         span = 2 * self.padding + 1
         position = draws % (span * span)
         return position // span, position % span, draws >= span * span
+
+    def draw_crops(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` independent draws for images of any size: float64 [count, CROP_DRAWS + 1], uniform in [0, 1).
+
+        The first `CROP_DRAWS` numbers are for `decoding.crop_box`, the last one for `flips`.
+        """
+        return torch.rand(count, CROP_DRAWS + 1, dtype=torch.float64, generator=generator, device=generator.device)
+
+    def flips(self, draws: Tensor) -> Tensor:
+        """Whether to flip, bool [...], by `draws` [..., CROP_DRAWS + 1] of `draw_crops`."""
+        return (draws[..., -1] < 0.5) & self.flip
+
+
+def flipped(images: Tensor, flips: Tensor) -> Tensor:
+    """Images uint8 [B, C, H, W], those in `flips` (bool [B], on the CPU) flipped left to right in their place."""
+    at = flips.nonzero().flatten()
+    if images.device.type == "cpu":
+        for i in at.tolist():  # a twentieth of the time: what is small stays in the cache
+            images[i] = images[i].flip(-1)
+        return images
+    at = at.to(images.device, non_blocking=True)
+    return images.index_copy_(0, at, images.index_select(0, at).flip(-1))
 
 
 class Augmenter:

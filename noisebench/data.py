@@ -7,21 +7,30 @@ give equal batches.
 
 from __future__ import annotations
 
-import multiprocessing
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
+from noisebench._streaming import Crops, Positions, Request, Workers
 from noisebench.augment import Augmentation, Augmenter
 from noisebench.errors import UserError, unknown
-from noisebench.image_data import ImageData, Images, ImageSource, Labels, image_shape, kind_of
+from noisebench.image_data import (
+    ImageData,
+    Images,
+    ImageSource,
+    Labels,
+    LabelSets,
+    image_shape,
+    is_encoded,
+    kind_of,
+)
 from noisebench.method import Batch
 
 __all__ = [
@@ -37,7 +46,6 @@ __all__ = [
 ]
 
 Mode = Literal["auto", "resident", "streaming"]
-Positions: TypeAlias = npt.NDArray[np.int64]
 
 _FLOAT_COPY_LIMIT = 256 * 2**20
 """Bytes up to which a resident set is also kept normalised, for batches without augmentation."""
@@ -55,13 +63,13 @@ class _Resident:
         return (self.images.index_select(0, chunk) for chunk in chunks)
 
 
-class _Reader(Dataset[Tensor]):
-    """Reads a batch of images at once; runs in the workers."""
+class _Reader:
+    """Reads a batch of images of one size at once; runs in the workers."""
 
-    def __init__(self, images: Images, positions: Positions | None) -> None:
+    def __init__(self, images: npt.NDArray[np.uint8] | ImageSource, positions: Positions | None) -> None:
         self.images, self.positions = images, positions
 
-    def __getitem__(self, index: Positions) -> Tensor:
+    def __call__(self, index: Positions) -> Tensor:
         if self.positions is not None:
             index = self.positions[index]
         if isinstance(self.images, np.ndarray):
@@ -75,65 +83,40 @@ class _Reader(Dataset[Tensor]):
         return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
 
 
-class _Chunks(Sampler[Any]):
-    """The batches of the coming epoch; replaced between epochs, because persistent workers keep their sampler."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Positions] = []
-
-    def __iter__(self) -> Iterator[Positions]:
-        return iter(self.chunks)
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-
 class _Streaming:
-    """Images read by worker processes, one DataLoader for each epoch that is open at the same time."""
+    """Images of one size, read by worker processes."""
 
     def __init__(self, reader: _Reader, device: torch.device, workers: int) -> None:
-        self.reader, self.device, self.workers = reader, device, workers
-        self._idle: list[tuple[DataLoader[Tensor], _Chunks]] = []
-
-    def _new(self) -> tuple[DataLoader[Tensor], _Chunks]:
-        chunks = _Chunks()
-        # fork shares the images with the workers; any other start method would pickle them.
-        fork = self.workers > 0 and "fork" in multiprocessing.get_all_start_methods()
-        loader: DataLoader[Tensor] = DataLoader(
-            self.reader,
-            batch_size=None,
-            sampler=chunks,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # or every epoch would draw from torch's global one
-            multiprocessing_context="fork" if fork else None,
-        )
-        return loader, chunks
+        self.device, self._workers = device, Workers(reader, device, workers)
 
     def fetch(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """uint8 [B, C, H, W] for each of `chunks`, int64 [B], all on the device."""
-        loader, sampler = self._idle.pop() if self._idle else self._new()
-        order = torch.cat(list(chunks)).cpu()  # in one copy, for each makes the device wait
-        sampler.chunks = [chunk.numpy() for chunk in torch.split(order, len(chunks[0]))]
-        for batch in loader:
+        if self.device.type != "cpu":  # in one copy, for each makes the device wait
+            chunks = torch.split(torch.cat(list(chunks)).cpu(), len(chunks[0]))
+        for batch in self._workers.answers(chunk.numpy() for chunk in chunks):
             yield batch.to(self.device, non_blocking=True)
-        self._idle.append((loader, sampler))  # not after a break: what was prefetched goes with its workers
 
 
 class Loader:
     """Batches of a training set with its noisy labels, on the device; see `make_loader`.
 
     Without shuffling and augmentation it serves a test set as well. `labels` are kept as they were given: multi-hot
-    ones become float32 batch by batch.
+    ones, and those that name sets, become float32 rows batch by batch.
     """
 
     def __init__(
-        self, source: _Resident | _Streaming, labels: Tensor, augmentation: Augmentation, channels_last: bool
+        self,
+        source: _Resident | _Streaming | Crops,
+        labels: Tensor,
+        augmentation: Augmentation,
+        channels_last: bool,
+        label_sets: LabelSets | None = None,
+        num_classes: int = 0,
     ) -> None:
         self.labels = labels
         self.augmentation = augmentation
         self._source = source
+        self._label_sets, self._num_classes = label_sets, num_classes
         self._augmenter = Augmenter(augmentation, labels.device, channels_last=channels_last)
         self._channels_last = channels_last
         self._floats: Tensor | None = None
@@ -146,6 +129,16 @@ class Loader:
     def resident(self) -> bool:
         """Whether the images live on the device."""
         return isinstance(self._source, _Resident)
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """{name: reason} of images that did not decode so far and that a grey one stands in for."""
+        return self._source.damaged if isinstance(self._source, Crops) else {}
+
+    def on_damaged(self, report: Callable[[str, str], None]) -> None:
+        """Call `report` with name and reason of each image that does not decode, when it is met for the first time."""
+        if isinstance(self._source, Crops):
+            self._source.on_damaged = report
 
     def normalised(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
         """Images uint8 [B, H, W, C], from anywhere -> normalised float32 [B, C, H, W] on the device."""
@@ -162,6 +155,9 @@ class Loader:
         batch_size: int,
         order_seed: int,
         augment_seed: int,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> Iterator[Batch]:
         """One pass over the set or a part of it. Passes may be open at the same time.
 
@@ -174,28 +170,45 @@ class Loader:
             batch_size: B.
             order_seed: of the order, which is the same on every device.
             augment_seed: of the augmentation, whose draws are the same on every device of a kind.
+            start: the batch to begin with; those before it are left out unread, and the others are as ever.
+            rank: of `ranks`: gives every `ranks`-th sample of each batch, from the `rank`-th on, so that all ranks
+                together have the batches of one. A tail that has nothing for a rank gives it no batch.
+            ranks: how many share the batches.
 
         Yields:
             `Batch`: x float32 [B, C, H, W], or [views, B, C, H, W]; y int64 [B], or float32 [B, K] of multi-hot
             labels; index int64 [B].
 
         Raises:
-            UserError: a size below 1, or indices that are not int64 positions in the set. Raised by the call.
+            UserError: a size below 1, a rank that is none of `ranks`, batches (shuffled ones in their tail too) of less
+                samples than there are ranks, or indices that are not int64 positions in the set. Raised by the call.
         """
-        for name, value in (("batch_size", batch_size), ("views", views)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; give 1 or more")
+        for name, value, least in (("batch_size", batch_size, 1), ("views", views, 1), ("start", start, 0)):
+            if value < least:
+                raise UserError(f"{name} is {value}; give {least} or more")
+        if not 0 <= rank < ranks:
+            raise UserError(f"rank is {rank}; give one of the {ranks} ranks, 0..{ranks - 1}")
         order = self._positions(indices)
         if shuffle:
-            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(order_seed))]
+            drawn = torch.randperm(len(order), generator=torch.Generator().manual_seed(order_seed))
+            order = drawn if indices is None else order[drawn]
             if len(order) > batch_size:
                 order = order[: len(order) // batch_size * batch_size]
-        if len(order) == 0:
+        least = min(batch_size, len(order) or batch_size) if shuffle else batch_size
+        if least < ranks:
+            raise UserError(f"a batch of {least} samples has none for some of {ranks} ranks")
+        if len(order) % batch_size <= rank:
+            order = order[: len(order) // batch_size * batch_size]
+        if len(order) <= start * batch_size:
             return iter(())
+        share = slice(rank, None, ranks)
+        source = self._source
+        if isinstance(source, Crops):
+            return self._cropped(source, order, batch_size, views, augment_seed if augment else None, start, share)
         chunks = torch.split(order.to(self.labels.device), batch_size)
         if augment and self.augmentation.random:
-            return self._augmented(chunks, views, augment_seed)
-        return self._plain(chunks, views)
+            return self._augmented(source, chunks, views, augment_seed, start, share)
+        return self._plain(source, _cut(chunks[start:], share), views)
 
     def _positions(self, indices: Tensor | None) -> Tensor:
         """`indices`, checked, on the CPU."""
@@ -210,26 +223,58 @@ class Loader:
             )
         return indices
 
-    def _augmented(self, chunks: Sequence[Tensor], views: int, seed: int) -> Iterator[Batch]:
+    def _augmented(
+        self, source: _Resident | _Streaming, chunks: Sequence[Tensor], views: int, seed: int, start: int, share: slice
+    ) -> Iterator[Batch]:
         generator = torch.Generator(self.labels.device).manual_seed(seed)
+        for chunk in chunks[:start]:
+            self.augmentation.draw(views * len(chunk), generator)  # so that the draws of the others are as ever
+        whole, chunks = chunks[start:], _cut(chunks[start:], share)
         # strict: without it zip would never run the code behind the last yield of fetch.
-        for chunk, images in zip(chunks, self._source.fetch(chunks), strict=True):
-            draws = self.augmentation.draw(views * len(chunk), generator)
+        for size, chunk, images in zip(map(len, whole), chunks, source.fetch(chunks), strict=True):
+            draws = self.augmentation.draw(views * size, generator).view(views, size)[:, share].flatten()
             x = self._augmenter(images.repeat(views, 1, 1, 1) if views > 1 else images, draws)
             yield Batch(x.view(views, -1, *x.shape[1:]) if views > 1 else x, self._labels_of(chunk), chunk)
 
-    def _plain(self, chunks: Sequence[Tensor], views: int) -> Iterator[Batch]:
+    def _plain(self, source: _Resident | _Streaming, chunks: Sequence[Tensor], views: int) -> Iterator[Batch]:
         floats = self._normalised_set()
         if floats is None:
-            batches: Iterator[Tensor] = map(self._augmenter.normalised, self._source.fetch(chunks))
+            batches: Iterator[Tensor] = map(self._augmenter.normalised, source.fetch(chunks))
         else:
             batches = (self._as_images(floats.index_select(0, chunk)) for chunk in chunks)
         for chunk, x in zip(chunks, batches, strict=True):
             stacked = x if views == 1 else torch.stack([x] * views)
             yield Batch(stacked, self._labels_of(chunk), chunk)
 
+    def _cropped(
+        self, source: Crops, order: Tensor, size: int, views: int, seed: int | None, start: int, share: slice
+    ) -> Iterator[Batch]:
+        """Batches of images of any size; central crops without a seed."""
+
+        def requests() -> Iterator[Request]:
+            # Drawn on the CPU, where workers crop: the same on every device.
+            generator = None if seed is None else torch.Generator().manual_seed(seed)
+            for first in range(0, len(order), size):
+                chunk = order[first : first + size]
+                draws = None
+                if generator is not None:
+                    drawn = self.augmentation.draw_crops(views * len(chunk), generator)
+                    draws = drawn.view(views, len(chunk), -1)[:, share].numpy()
+                if first >= start * size:
+                    yield Request(chunk[share].numpy(), draws)
+
+        ours, theirs = itertools.tee(requests())
+        for request, images in zip(ours, source.fetch(theirs), strict=True):
+            chunk = torch.from_numpy(request.at).to(self.labels.device, non_blocking=True)
+            x = self._augmenter.normalised(images)
+            if views > 1:
+                x = torch.stack([x] * views) if seed is None else x.view(views, -1, *x.shape[1:])
+            yield Batch(x, self._labels_of(chunk), chunk)
+
     def _labels_of(self, chunk: Tensor) -> Tensor:
         labels = self.labels.index_select(0, chunk)
+        if self._label_sets is not None:
+            labels = self._label_sets.multihot(labels, self._num_classes)
         return labels.float() if labels.ndim == 2 else labels
 
     def _normalised_set(self) -> Tensor | None:
@@ -250,6 +295,11 @@ class Loader:
         return rows.permute(0, 3, 1, 2) if self._channels_last else rows
 
 
+def _cut(chunks: Sequence[Tensor], share: slice) -> Sequence[Tensor]:
+    # Not for one rank: the views of all batches of millions of images take as much memory as their order.
+    return chunks if share.step == 1 else [chunk[share] for chunk in chunks]
+
+
 def make_loader(
     images: Images,
     labels: Tensor,
@@ -260,11 +310,16 @@ def make_loader(
     mode: Mode = "auto",
     workers: int = 2,
     channels_last: bool = False,
+    size: int | None = None,
+    skip_damaged: bool = False,
+    label_sets: LabelSets | None = None,
+    num_classes: int = 0,
 ) -> Loader:
     """A `Loader` of images with their noisy labels.
 
     Args:
-        images: uint8 [N, H, W, C], or an `ImageSource`.
+        images: uint8 [N, H, W, C], an `ImageSource`, or `EncodedImages`, which stream as square crops: random ones
+            for training batches, central ones without augmentation.
         labels: noisy labels, int64 [N] or multi-hot uint8 [N, K].
         device: where batches go.
         augmentation: of training batches; its mean and std are used for all.
@@ -274,11 +329,23 @@ def make_loader(
             for an array that takes less than half of the device's free memory. Batches are the same.
         workers: processes that read ahead when streaming; 0 reads in this one.
         channels_last: whether x is in ``torch.channels_last``.
+        size: side of the crops of `EncodedImages`, in pixels.
+        skip_damaged: whether a grey image stands in for one that does not decode (see `Loader.damaged`); otherwise
+            the batch raises a `UserError` that names it.
+        label_sets: where given, labels are int64 and name one of these sets of classes; batches have multi-hot rows.
+        num_classes: K, of those rows.
 
     Raises:
-        UserError: images, labels, mode, workers or the augmentation's channels do not fit; the message names which.
+        UserError: images, labels, mode, workers, size or the augmentation do not fit; the message names which.
     """
-    channels, height, width = image_shape(images)
+    if is_encoded(images):
+        if size is None or size < 1:
+            raise UserError(f"size is {size}; give the side of the crops of encoded images, 1 or more")
+        if augmentation.padding:
+            raise UserError(
+                f"recipe.padding is {augmentation.padding}; give 0: images of any size are cropped by recipe.crop_area"
+            )
+    channels, height, width = image_shape(images, size=size or 0)
     device = torch.device(device)
     part = None if positions is None else positions.numpy()
     count = len(images) if part is None else len(part)
@@ -297,13 +364,19 @@ def make_loader(
     array = images if isinstance(images, np.ndarray) else None
     if mode == "resident" and array is None:
         raise UserError(f"mode 'resident' needs images as an array, not {type(images).__name__}; use 'streaming'")
+    if label_sets is not None and (multihot or num_classes < 1):
+        raise UserError(
+            f"label_sets needs int64 labels and num_classes; labels are {labels.dtype}, classes {num_classes}"
+        )
     fits = 2 * count * channels * height * width < _free_bytes(device)
-    source: _Resident | _Streaming
-    if array is not None and (mode == "resident" or (mode == "auto" and fits)):
+    source: _Resident | _Streaming | Crops
+    if is_encoded(images):
+        source = Crops(images, part, size or 0, augmentation, device, workers, skip_damaged)
+    elif array is not None and (mode == "resident" or (mode == "auto" and fits)):
         source = _Resident(array if part is None else array[part], device)
     else:
         source = _Streaming(_Reader(images, part), device, workers)
-    return Loader(source, labels.to(device), augmentation, channels_last)
+    return Loader(source, labels.to(device), augmentation, channels_last, label_sets, num_classes)
 
 
 def _free_bytes(device: torch.device) -> int:

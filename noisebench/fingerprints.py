@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from noisebench import registry
+from noisebench import dataset_names, registry
 
 
 def digest(value: Any) -> str:
@@ -18,8 +18,11 @@ def digest(value: Any) -> str:
 
 def dataset_code(name: str) -> list[str]:
     """A dataset's name and code; ``name@n`` has those of the whole set."""
-    plain, _ = registry.sized(name)
-    return [plain, registry.datasets()[plain].code()]
+    plain, _ = dataset_names.sized(name)
+    path = dataset_names.with_path(plain)[1]
+    # A relative one is below the data root, which no fingerprint knows.
+    files = list(files_in({"path": path}).values()) if path and Path(path).is_absolute() else []
+    return [plain, dataset_names.dataset_of(name).code(), *files]
 
 
 def method_code(name: str, hparams: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import secrets
 import textwrap
 from pathlib import Path
 
-from noisebench import registry
+from noisebench import dataset_names
 from noisebench.metrics import METRICS, RULES
 from noisebench.table import Table
 from noisebench.table_cells import Column, one_line
@@ -16,10 +16,10 @@ def sizes_of(table: Table) -> dict[str, list[str]]:
     """The datasets of which the board has more than one size, and these as columns name them, the smallest first."""
     found: dict[str, list[str]] = {}
     for name in dict.fromkeys(column.dataset for column in table.columns):
-        found.setdefault(registry.sized(name)[0], []).append(name)
+        found.setdefault(dataset_names.sized(name)[0], []).append(name)
     # Without a size it is the whole set.
     return {
-        plain: sorted(names, key=lambda name: registry.sized(name)[1] or float("inf"))
+        plain: sorted(names, key=lambda name: dataset_names.sized(name)[1] or float("inf"))
         for plain, names in found.items()
         if len(names) > 1
     }
@@ -69,7 +69,7 @@ def _draw(table: Table, folder: Path) -> Path | None:
     for (plain, method), axis in zip(panels, axes.flat, strict=True):
         panel = panels[plain, method]
         image = axis.imshow(panel, cmap=colours, vmin=low, vmax=high, interpolation="nearest", aspect="auto")
-        counts = [registry.sized(name)[1] for name in several[plain]]
+        counts = [dataset_names.sized(name)[1] for name in several[plain]]
         axis.set_xticks(range(len(counts)), ["all" if count is None else f"{count:,}" for count in counts])
         axis.set_yticks(range(len(noises)), map(one_line, noises))
         axis.set(title=one_line(method), xlabel=f"training images of {one_line(plain)}")

@@ -10,7 +10,6 @@ import ast
 import hashlib
 import importlib
 import importlib.util
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from noisebench.errors import BrokenPlugin, UserError, unknown
+from noisebench.errors import BrokenPlugin, unknown
 
 PACKAGE = Path(__file__).parent
 
@@ -109,6 +108,8 @@ def _essence(node: Any) -> Any:
             value = value[1:] if isinstance(value[0].value, ast.Constant) else value
         if name == "body" and isinstance(node, ast.ClassDef):
             value = [item for item in value if not _is_search(item)]
+        if name == "body" and isinstance(node, ast.Module):
+            value = [item for item in value if not _is_note(item)]
         if value not in (None, []) and name not in ("kind", "type_comment", "type_ignores"):
             found.append((name, _essence(value)))
     return found
@@ -123,6 +124,21 @@ def _is_search(node: ast.stmt) -> bool:
         and target.id == "search"
         and isinstance(value, ast.Dict)
         and all(isinstance(v, ast.Call) and getattr(v.func, "id", "") in ("Range", "Choice") for v in value.values)
+    )
+
+
+NOTES = ("LICENCE", "SOURCE", "NOISE")
+"""Constants of a dataset that tell people of it and change no result."""
+
+
+def _is_note(node: ast.stmt) -> bool:
+    """Whether a statement gives one of `NOTES` its text."""
+    target = node.targets[0] if isinstance(node, ast.Assign) else None
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(target, ast.Name)
+        and target.id in NOTES
+        and isinstance(node.value, ast.Constant)
     )
 
 
@@ -316,18 +332,6 @@ def methods() -> Registry:
 def datasets() -> Registry:
     """Every registered dataset."""
     return _registry("dataset")
-
-
-def sized(dataset: str) -> tuple[str, int | None]:
-    """A dataset's own name, and how many of its training images ``name@n`` takes; None where that is not said.
-
-    Raises:
-        UserError: no name before the @, or no number of 2 or more behind it.
-    """
-    name, at, size = dataset.partition("@")
-    if at and not (name and re.fullmatch("[2-9]|[1-9][0-9]{1,11}", size)):
-        raise UserError(f"dataset '{dataset}': write {name or 'NAME'}@N, with N training images, 2 or more")
-    return name, int(size) if at else None
 
 
 def benchmarks() -> dict[str, Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from noisebench import registry
+from noisebench import dataset_names, registry
 from noisebench.errors import UserError
 
 METHOD = '''\
@@ -208,6 +208,36 @@ def test_code_changes_with_the_code_alone(tmp_path: Path) -> None:
     assert code_of(file, METHOD.replace('"mine"', "'mine'")) == before
     assert code_of(file, METHOD.replace("0.5", "0.6")) != before
     assert code_of(file, METHOD.replace("Me, 2024", "Me, 2025")) != before
+
+
+def test_what_a_dataset_tells_people_of_itself_is_no_part_of_its_code(tmp_path: Path) -> None:
+    file, text = tmp_path / "set.py", 'SOURCE = "here"\nLICENCE = "none"\nNOISE = "none known"\nNUM_CLASSES = 10\n'
+    before = code_of(file, text)
+    assert code_of(file, text.replace("here", "there").replace('"none"', '"MIT"')) == before
+    assert code_of(file, text.replace("none known", "some")) == before
+    assert code_of(file, text.replace("10", "11")) != before
+
+
+def test_a_dataset_may_be_named_with_a_path() -> None:
+    assert dataset_names.with_path("image_folder:my/photos") == ("image_folder", "my/photos")
+    assert dataset_names.with_path("digits") == ("digits", None)
+    assert dataset_names.sized("image_folder:my/photos@300") == ("image_folder:my/photos", 300)
+    assert dataset_names.sized("image_folder:my@home/photos") == ("image_folder:my@home/photos", None)
+    assert dataset_names.dataset_of("image_list:a.csv@50").name == "image_list"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("image_folder", "write image_folder:PATH"),
+        ("digits:here", "write digits, without a path"),
+        ("image_folder:not/there", "there is no"),
+        ("image_foldr:x", "did you mean image_folder"),
+    ],
+)
+def test_a_path_that_is_missing_or_one_too_many_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataset_names.dataset_module(name, None)
 
 
 def test_a_methods_code_is_also_that_of_the_parts_of_networks_that_it_uses(house: Path) -> None:
