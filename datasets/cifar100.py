@@ -63,6 +63,14 @@ STD = (0.2023, 0.1994, 0.2010)
 """CIFAR-10's, as in Arazo et al. (ICML 2019) and most code."""
 LICENCE = "none stated; cite Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009)"
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html (Krizhevsky, 2009)"
+SIZE = {"train": 50_000, "test": 10_000}
+NOISE = "none known"
+FILES = {
+    "cifar-100-python/train": "16019d7e3df5f24257cddd939b257f8d",
+    "cifar-100-python/test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "cifar-100-python/meta": "7973b15100ade9c7d40fb424638fde48",
+}
+"""As torchvision publishes them, and checks them."""
 
 
 def load(root: Path | None, download: bool = False) -> ImageData:

@@ -41,7 +41,7 @@ def save(
     final = Path(folder)
     if _is_there(final, noisy):
         return final
-    matrix = noisy.transition.astype("<f8", copy=False) if noisy.states <= SMALL else None
+    matrix = noisy.transition.astype("<f8", copy=False) if noisy.known and noisy.states <= SMALL else None
     arrays: dict[str, NDArray[Any]] = {"labels": noisy.labels.astype(stored_type(noisy.labels), copy=False)}
     arrays |= {} if matrix is None else {"transition": matrix}
     arrays |= _outliers_of(noisy)

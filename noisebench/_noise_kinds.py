@@ -31,12 +31,14 @@ _CHUNK = 1 << 18  # samples at a time: temporaries stay in cache, memory stays O
 class Drawn(NamedTuple):
     """Noisy labels [N], the share of wrong ones that T implies, and T [K, K] where only the draw knows it.
 
+    A share of None: nobody knows the true labels.
+
     For open-set noise also `outliers` int64 [N], the image of the source that stands in for each sample or -1,
     `labelled` bool [N], and `source_size`, how many images the source has.
     """
 
     labels: IntArray
-    expected_rate: float
+    expected_rate: float | None
     transition: FloatArray | None = None
     outliers: IntArray | None = None
     labelled: NDArray[np.bool_] | None = None

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _noise_checks as checks
 from ._noise_checks import FloatArray, LabelArray
+from ._noise_given import Matched, Real
 from ._noise_kinds import SMALL, Asymmetric, Clean, Kind, Pairflip, Symmetric
 from ._noise_open_set import OpenSet
 from ._noise_rows import ClassDependent, File, Instance, Matrix, count_transitions
@@ -29,6 +30,8 @@ KINDS: Mapping[str, Kind] = {
         Matrix(),
         Instance(),
         File(),
+        Real(),
+        Matched(),
         OpenSet(),
     )
 }
@@ -42,9 +45,11 @@ class NoisyLabels:
     Attributes:
         labels: noisy labels, int64 [N]; uint8 [N, K] where the true ones are multi-hot.
         kind: a name of `KINDS`.
-        rate: the rate asked; for `matrix` and a trace the one they imply, 1 - trace(T)/K; None for `file`.
-        realised_rate: share of the labels (multi-hot: of the entries) that differ from the true ones.
-        expected_rate: that share as T implies it for these true labels.
+        rate: the rate asked; for `matrix` and a trace the one they imply, 1 - trace(T)/K; None for `file`, `real` and
+            `matched`.
+        realised_rate: share of the labels (multi-hot: of the entries) that differ from the true ones; None where nobody
+            knows these.
+        expected_rate: that share as T implies it for these true labels; None alike.
         options: resolved options, ready for JSON (a T given as an array is its SHA-256).
         seed: the seed of the draws.
         num_classes: K.
@@ -58,8 +63,8 @@ class NoisyLabels:
     labels: LabelArray = field(repr=False)
     kind: str
     rate: float | None
-    realised_rate: float
-    expected_rate: float
+    realised_rate: float | None
+    expected_rate: float | None
     options: Mapping[str, Any]
     seed: int
     num_classes: int
@@ -75,6 +80,11 @@ class NoisyLabels:
         return self.options.get("include_true")
 
     @property
+    def known(self) -> bool:
+        """Whether the true labels, and so a rate and a T, are known of it."""
+        return self.expected_rate is not None
+
+    @property
     def states(self) -> int:
         """The side of T: K; 2 for an entry of multi-hot labels, K + 1 where there are outliers."""
         if self.outliers is not None:
@@ -88,12 +98,17 @@ class NoisyLabels:
         [2, 2] for multi-hot labels; [K + 1, K + 1] for `open_set` (Sukhbaatar et al. 2014, Eq. 8, transposed): the
         identity, and last ((1 - alpha)/K, ..., alpha) for outliers, of which the share alpha is labelled as such.
 
-        For `instance` the mean over each class of the probabilities used; for `file` the counted T (for both, a class
-        without samples keeps its label). Those two, and a loaded `matrix`, are kept up to K = 1,000 only.
+        For `instance` the mean over each class of the probabilities used; for `file`, `real` and `matched` the counted
+        T (a class without samples keeps its label). Those, and a loaded `matrix`, are kept up to K = 1,000 only.
+
+        Raises:
+            UserError: it is not kept, or nobody knows it.
         """
         if self._kept is not None:
             return self._kept
-        if self.kind in ("instance", "file", "matrix"):
+        if not self.known:
+            raise UserError(f"transition: nobody knows the true labels under noise '{self.kind}', and so no T")
+        if self.kind in ("instance", "file", "matrix", "real", "matched"):
             raise UserError(f"transition: noise '{self.kind}' keeps T up to {SMALL} classes, not {self.num_classes}")
         classes = 2 if self.labels.ndim == 2 else self.num_classes
         kind = KINDS[self.kind]

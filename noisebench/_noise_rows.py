@@ -59,7 +59,7 @@ class ClassDependent(Kind):
 
     def draw(self, asked: Asked) -> Drawn:
         diagonal = self._diagonal(asked.rate, asked.options, asked.num_classes)
-        noisy = _draw_rows(asked.labels, self.generator(asked.seed), lambda i: self._row(i, diagonal, asked.options))
+        noisy = draw_rows(asked.labels, self.generator(asked.seed), lambda i: self._row(i, diagonal, asked.options))
         return Drawn(noisy, _expected(asked.labels, diagonal))
 
     def _diagonal(self, rate: float, options: Options, num_classes: int) -> FloatArray:
@@ -89,7 +89,7 @@ class Matrix(Kind):
     }
 
     def resolve(self, rate: object, options: Mapping[str, Any], num_classes: int | None) -> Resolved:
-        _no_rate(rate, self.name, "T")
+        no_rate(rate, self.name, "T")
         given = options.get("T")
         if given is None:
             raise UserError("T: missing; noise 'matrix' needs T as [K, K] or as a path to a .npy, .csv or .txt file")
@@ -116,7 +116,7 @@ class Matrix(Kind):
 
     def draw(self, asked: Asked) -> Drawn:
         matrix: FloatArray = asked.options["T"]
-        noisy = _draw_rows(asked.labels, self.generator(asked.seed), lambda i: matrix[i])
+        noisy = draw_rows(asked.labels, self.generator(asked.seed), lambda i: matrix[i])
         return Drawn(noisy, _expected(asked.labels, np.diag(matrix)), matrix)
 
 
@@ -170,7 +170,7 @@ class File(Kind):
     }
 
     def resolve(self, rate: object, options: Mapping[str, Any], num_classes: int | None) -> Resolved:
-        _no_rate(rate, self.name, "path")
+        no_rate(rate, self.name, "path")
         if options.get("path") is None:
             raise UserError("path: missing; noise 'file' needs the path of a .npy, .npz, .txt or .csv file of labels")
         path = checks.check_path(options["path"], "path", (".npy", ".npz", ".txt", ".csv"))
@@ -264,7 +264,7 @@ def _by_class(labels: NDArray[Any]) -> Iterator[tuple[int, IntArray]]:
         yield int(label), members
 
 
-def _draw_rows(labels: NDArray[Any], generator: np.random.Generator, row: Callable[[int], FloatArray]) -> IntArray:
+def draw_rows(labels: NDArray[Any], generator: np.random.Generator, row: Callable[[int], FloatArray]) -> IntArray:
     """A class from row T[y] for every sample, by inverting the cumulative sum; rows are asked for one at a time."""
     uniform = generator.random(len(labels))
     noisy = np.empty(len(labels), dtype=np.int64)
@@ -280,7 +280,7 @@ def _expected(labels: NDArray[Any], diagonal: FloatArray) -> float:
     return float(counts @ (1.0 - diagonal) / len(labels))
 
 
-def _no_rate(rate: object, kind: str, option: str) -> None:
+def no_rate(rate: object, kind: str, option: str) -> None:
     if rate is not None:
         raise UserError(
             f"rate: {rate} was given, but the rate of noise '{kind}' comes from {option}; leave it out (None)"

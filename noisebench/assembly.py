@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,14 +14,17 @@ from filelock import FileLock
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from noisebench import noise, open_set, registry
+from noisebench import dataset_names, noise, open_set, registry
 from noisebench.config import Cell, Noise, Recipe, explain, slugify
 from noisebench.data import Augmentation, ImageData, Images, Labels, Loader, make_loader
 from noisebench.errors import BrokenPlugin, UserError, unknown
-from noisebench.evaluation import Evaluator
+from noisebench.evaluation import Evaluator, FurtherTest
 from noisebench.files import read_json
+from noisebench.given_labels import with_given
+from noisebench.image_data import is_encoded
 from noisebench.method import Method, Task
 from noisebench.nn import make_backbone
+from noisebench.starting import start_from
 from noisebench.streams import stream
 from noisebench.training import Journal, Run, make_fabric, train
 
@@ -29,7 +32,7 @@ MOST_CLASSES = 1000
 """Up to so many classes the true T is held by the evaluator and given to methods that need it."""
 
 NEEDS = {
-    "transition": f"the true T, which is known up to {MOST_CLASSES} classes only",
+    "transition": f"the true T, which is known up to {MOST_CLASSES} classes only, and where true labels are",
     "outliers": "labelled outliers: they are there under noise open_set only",
 }
 """What a method may ask for in its `needs`, and what it is told where that is not there."""
@@ -73,16 +76,18 @@ def make_hparams(cls: type[Method], settings: Mapping[str, Any], where: str) -> 
 def load_dataset(name: str, root: Path | None, download: bool = False) -> ImageData:
     """The registered dataset, kept for the next cell of the same process; ``name@n`` gives the whole of it too.
 
+    One that takes a path is written ``name:path``, see `dataset_names.dataset_module`.
+
     Raises:
         UserError: unknown, missing or damaged.
     """
-    return whole_dataset(registry.sized(name)[0], root, download)
+    return whole_dataset(dataset_names.sized(name)[0], root, download)
 
 
 @lru_cache(maxsize=2)
 def whole_dataset(name: str, root: Path | None, download: bool = False) -> ImageData:
     """See `load_dataset`."""
-    data = registry.datasets()[name].load().load(root, download=download)
+    data = dataset_names.dataset_module(name, root).load(root, download=download)
     if not isinstance(data, ImageData):
         raise UserError(f"dataset '{name}': load() must give an ImageData, it gave {type(data).__name__}")
     return data
@@ -107,16 +112,22 @@ def load_source(
     return found
 
 
-def make_noise(spec: Noise, data: ImageData, seed: int, source: ImageData | None = None) -> noise.NoisyLabels:
+def make_noise(
+    spec: Noise, data: ImageData, seed: int, source: ImageData | None = None, dataset: str = "this dataset"
+) -> noise.NoisyLabels:
     """Noisy labels for the whole training set, under the kind's own seed where it has one.
 
-    An asymmetric kind without a mapping takes the dataset's own. `source` is what `load_source` gives.
+    An asymmetric kind without a mapping takes the dataset's own.
+
+    Args:
+        source: what `load_source` gives.
+        dataset: the dataset's name, for messages.
 
     Raises:
         UserError: the kind or its options do not fit the dataset.
     """
     seed = seed if spec.seed is None else spec.seed
-    options = spec.options
+    options, given = with_given(spec.kind, spec.options, data, dataset)
     if spec.kind == "asymmetric":
         options.setdefault("mapping", data.class_map)
         if not options["mapping"] and data.multilabel:
@@ -125,39 +136,43 @@ def make_noise(spec: Noise, data: ImageData, seed: int, source: ImageData | None
             raise UserError("noise asymmetric: this dataset publishes no class map; give mapping: {true: wrong, ...}")
     if source is not None:
         options["source"] = len(source.train_images)
+    if spec.kind == "instance" and is_encoded(data.train_images):
+        raise UserError("noise instance: it needs images of one size in memory; here they are files of any size")
     features = np.asarray(data.train_images) if spec.kind == "instance" else None
+    classes = data.num_classes if data.label_sets is None else len(data.label_sets)
     made = noise.inject(
-        data.train_labels, spec.kind, spec.rate, num_classes=data.num_classes, seed=seed, features=features, **options
+        data.train_labels, spec.kind, spec.rate, num_classes=classes, seed=seed, features=features, **options
     )
-    if source is not None:  # by its name, which says more than how many images it has
-        made = replace(made, options={**made.options, "source": spec.source}, description=spec.label)
-    return made
+    # By their names, which say more than numbers.
+    named = {} if source is None else {"source": spec.source}
+    named |= {} if given is None else {"given": given}
+    return replace(made, options={**made.options, **named}, description=spec.label) if named else made
 
 
 def stored_noise(
     cell: Cell, data: ImageData, out: Path, source: ImageData | None = None
 ) -> tuple[noise.NoisyLabels, Path]:
     """The cell's noise artefact: made once for all methods, under a lock, and then only read."""
-    key, dataset = cell.noise_key(), registry.sized(cell.dataset)[0]
+    key, dataset = cell.noise_key(), dataset_names.sized(cell.dataset)[0]
     slug = slugify(f"{dataset}-{cell.noise.label}")
     folder = out / "noise" / f"{slug}-s{cell.noise_seed}-{key[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "noise.json").exists():
-            made = make_noise(cell.noise, data, cell.noise_seed, source)
+            made = make_noise(cell.noise, data, cell.noise_seed, source, dataset)
             noise.save(made, folder, name=f"{dataset} {cell.noise.label}", true_labels=data.train_labels)
         found, drawn = noise.load(folder), folder / "transition.png"
         told = (read_json(folder / "noise.json") or {}).get("true_sha256")
         if told != noise.sha256_of(data.train_labels):
             raise UserError(f"{folder} was made for other labels than {dataset} has now; remove it")
-        if not drawn.exists():  # a kill may have come between the two
+        if found.known and not drawn.exists():  # a kill may have come between the two
             draw_noise(found, data, folder)
     return found, folder
 
 
 def draw_noise(noisy: noise.NoisyLabels, data: ImageData, folder: Path) -> None:
     """Draw T asked beside T realised into ``folder/transition.png``, up to 100 classes: more show nothing."""
-    if noisy.states <= 100:
+    if noisy.known and noisy.states <= 100:
         realised = noisy.realised_transition(data.train_labels)
         names = ("absent", "present") if data.multilabel else data.classes
         names += () if noisy.outliers is None else ("outlier",)
@@ -205,23 +220,35 @@ class Setup:
         accelerator: str = "auto",
         source: ImageData | None = None,
     ) -> None:
+        self._loaders: list[Loader] = []
         fabric = make_fabric(recipe, accelerator)
         train_at, val_at = split(len(labels), recipe, seed)
         if len(train_at) < 2:
             raise UserError(f"only {len(train_at)} training images are left; lower recipe.validation")
-        augmentation = Augmentation(padding=recipe.padding, flip=recipe.flip, mean=data.mean, std=data.std)
+        augmentation = Augmentation(
+            padding=recipe.padding, flip=recipe.flip, mean=data.mean, std=data.std, crop_area=recipe.crop_area
+        )
 
-        def loader(images: Images, y: Labels, at: Tensor | None = None) -> Loader:
-            return make_loader(
+        def loader(images: Images, y: Labels, at: Tensor | None = None, multihot: bool = False) -> Loader:
+            chosen, sets = torch.from_numpy(y if at is None else y[at.numpy()]), data.label_sets
+            if multihot and sets is not None:
+                chosen, sets = sets.multihot(chosen, data.num_classes), None
+            made = make_loader(
                 images,
-                torch.from_numpy(y if at is None else y[at.numpy()]),
+                chosen,
                 positions=at,
                 device=fabric.device,
                 augmentation=augmentation,
                 mode=recipe.loader,
                 workers=recipe.workers,
                 channels_last=recipe.channels_last,
+                size=recipe.image_size,
+                skip_damaged=recipe.skip_damaged,
+                label_sets=sets,
+                num_classes=data.num_classes,
             )
+            self._loaders.append(made)
+            return made
 
         images, wrong, strangers = data.train_images, labels != data.train_labels, None
         if noisy is not None and noisy.outliers is not None:
@@ -231,44 +258,84 @@ class Setup:
             images = open_set.mix(images, source.train_images, noisy.outliers)
             wrong = wrong | (noisy.outliers >= 0)
             others = np.zeros(len(source.test_images), dtype=np.int64)
-            strangers = loader(source.test_images, others, _some(len(others), len(data.test_labels), seed))
+            count = min(len(data.test_labels), recipe.test_size or len(data.test_labels))
+            strangers = loader(source.test_images, others, _some(len(others), count, seed, "test outliers"))
         train_loader = loader(images, labels, train_at)
-        known = known_of(noisy, train_at)
-        about = data.num_classes, len(train_at), data.image_shape
+        most = recipe.test_size
+        test_at = None if most is None else _some(len(data.test_labels), most, 0, "evaluate test")
+        if most is not None:
+            val_at = val_at[_some(len(val_at), most, 0, "evaluate validation")]
+        known = known_of(noisy, train_at, data.label_sets is not None)
+        about = data.num_classes, len(train_at), data.image_shape_at(recipe.image_size)
         self.method = build_method(cls, hparams, recipe, seed, *about, known, data.multilabel)
         self.method.to(fabric.device)
         if recipe.channels_last:
             self.method.to(memory_format=torch.channels_last)
         self.run = Run(self.method, recipe, train_loader, seed, fabric)
         self.evaluator = Evaluator(
-            test=loader(data.test_images, data.test_labels),
-            validation=loader(images, labels, val_at) if len(val_at) else None,
+            test=loader(data.test_images, data.test_labels, test_at, multihot=True),
+            validation=loader(images, labels, val_at, multihot=True) if len(val_at) else None,
             train=train_loader,
             wrong=torch.from_numpy(wrong[train_at.numpy()]),
             transition=known.get("transition"),
             num_classes=data.num_classes,
             seed=seed,
             outliers=strangers,
+            further=[_further(name, data, recipe, test_at, loader) for name in recipe.evaluate],
         )
+
+    def on_damaged(self, report: Callable[[str, str], None]) -> None:
+        """Call `report` with name and reason of each image that does not decode; once for each loader that meets it."""
+        for loader in self._loaders:
+            loader.on_damaged(report)
 
     def train(self, journal: Journal, state: dict[str, Any] | None = None) -> None:
         """Run the training loop, from the start or from a stored state."""
         train(self.run, self.method, self.evaluator, journal, state)
 
 
-def known_of(noisy: noise.NoisyLabels | None, train_at: Tensor) -> dict[str, Tensor]:
-    """What is known of the noise and may be given to a method (see `Task.given`); `train_at`: the training split."""
+def _further(
+    name: str,
+    data: ImageData,
+    recipe: Recipe,
+    test_at: Tensor | None,
+    loader: Callable[[Images, Labels, Tensor | None], Loader],
+) -> FurtherTest:
+    """A further test as the evaluator takes it; its images a fixed choice of recipe.test_size, where that is said."""
+    extra = data.extra_test(name)
+    if data.multilabel:
+        raise UserError(f"recipe.evaluate: '{name}': further tests are for one label an image; leave it out")
+    images, at = None, test_at
+    count = len(data.test_labels if extra.images is None else extra.images)
+    labels = np.zeros(count, dtype=np.int64) if extra.labels is None else extra.labels
+    if extra.images is not None:
+        at = None if recipe.test_size is None else _some(count, recipe.test_size, 0, f"evaluate {name}")
+        images = loader(extra.images, labels, at)
+    keep, soft = (
+        None if a is None else torch.from_numpy(a if at is None else a[at.numpy()]) for a in (extra.keep, extra.soft)
+    )
+    told = None if extra.labels is None else torch.from_numpy(labels if at is None else labels[at.numpy()])
+    return FurtherTest(name, images, told, keep, soft)
+
+
+def known_of(noisy: noise.NoisyLabels | None, train_at: Tensor, sets: bool = False) -> dict[str, Tensor]:
+    """What is known of the noise and may be given to a method (see `Task.given`).
+
+    Args:
+        train_at: the training split.
+        sets: whether labels name sets of classes: T is then one of sets, of which methods know nothing.
+    """
     found: dict[str, Tensor] = {}
-    if noisy is not None and noisy.states <= MOST_CLASSES:
+    if noisy is not None and noisy.known and noisy.states <= MOST_CLASSES and not sets:
         found |= {"transition": torch.from_numpy(np.array(noisy.transition))}
     if noisy is not None and noisy.labelled is not None:
         found |= {"outliers": torch.from_numpy(noisy.labelled[train_at.numpy()])}
     return found
 
 
-def _some(count: int, most: int, seed: int) -> Tensor:
-    """Which test images of a source the evaluator takes, at most so many: a fixed choice."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, "test outliers")))
+def _some(count: int, most: int, seed: int, what: str) -> Tensor:
+    """Which of so many images the evaluator takes, at most `most`: a fixed choice, sorted."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, what)))
     return order[:most].sort().values
 
 
@@ -310,6 +377,7 @@ def build_method(
 
     def backbone() -> nn.Module:
         made = make_backbone(recipe.backbone, image_shape, **recipe.backbone_options)
+        start_from(made, recipe, image_shape)
         if recipe.compile:
             made.compile()
         return made

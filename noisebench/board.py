@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from noisebench import registry, tracking
+from noisebench import dataset_names, tracking
 from noisebench.config import Benchmark, Cell, load_benchmark
 from noisebench.errors import BrokenPlugin, UserError
 from noisebench.executors import Place, cores, run_local
@@ -133,6 +133,7 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
         method_class,
         whole_dataset,
     )
+    from noisebench.given_labels import check_given
     from noisebench.nn import make_backbone
 
     rows = []
@@ -152,11 +153,14 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
             continue
         if data.multilabel:
             several = several or name
-        size, most = registry.sized(name)[1], len(data.train_labels)
+        size, most = dataset_names.sized(name)[1], len(data.train_labels)
         if size is not None and size > most:
             raise UserError(f"{benchmark.name}: datasets: '{name}': there are {most} training images")
+        for test in benchmark.recipe.evaluate:
+            data.extra_test(test)
         for i, noise in enumerate(benchmark.noise):
             try:
+                check_given(noise.kind, noise.given, data, name)
                 load_source(noise, data, name, place.data_root, place.download)
             except UserError as error:
                 raise UserError(f"{benchmark.name}: noise[{i}] on {name}: {error}") from None

@@ -23,8 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from noisebench import dataset_names, registry
 from noisebench import noise as noise_module
-from noisebench import registry
 from noisebench._models import Model, Seed
 from noisebench._tuned import Tuned as Tuned
 from noisebench._tuned import TunedRow as TunedRow
@@ -37,11 +37,17 @@ from noisebench.reading import explain as explain
 from noisebench.reading import override as override
 from noisebench.reading import parse_yaml as parse_yaml
 
-RULES = 2
+RULES = 3
 """Version of the rules of a leaderboard: moves whenever a change of the harness alters results (see CHANGELOG)."""
 
 Epochs = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1, strict=True)]
 """A point in a run or a length of it: an `int` counts epochs, a `float` in [0, 1] is a share of the run's epochs."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+LATER = ("image_size", "crop_area", "skip_damaged", "test_size", "evaluate", "start")
+"""Settings of a recipe that finished runs may not have had."""
 
 
 class Schedule(Model):
@@ -59,11 +65,24 @@ class Schedule(Model):
         return self
 
 
+class Start(Model):
+    """The finished run whose backbone's weights are those that a backbone begins with; see `starting`.
+
+    Attributes:
+        run: its folder, which may move: it does not count in a fingerprint.
+        weights: its weights_sha256, as result.json has it.
+    """
+
+    run: str
+    weights: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 class Recipe(Model):
     """How a network is trained: shared by every method of a board."""
 
     backbone: str = "small_cnn"
     backbone_options: dict[str, Any] = Field(default={})
+    start: Start | None = None
     epochs: int = Field(default=60, ge=1, strict=True)
     batch_size: int = Field(default=128, ge=2, strict=True)
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -75,7 +94,12 @@ class Recipe(Model):
     clip_norm: float | None = Field(default=None, gt=0)
     padding: int = Field(default=0, ge=0)
     flip: bool = False
+    image_size: int = Field(default=224, ge=8, strict=True)  # side of the crops, where images are of any size
+    crop_area: tuple[Share, Share] = (0.08, 1.0)  # of those: the crop's share of the image, ratio 3:4 to 4:3
+    skip_damaged: bool = False  # a grey image in the place of one that does not decode
     validation: float = Field(default=0.1, ge=0, lt=1)
+    test_size: int | None = Field(default=None, ge=1)  # at most so many images of a test set or validation split
+    evaluate: tuple[str, ...] = ()  # further tests that the dataset offers, e.g. corrected labels
     train_size: int | None = Field(default=None, ge=2)  # only so many of the training images, validation included
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     channels_last: bool = True  # faster on CPUs too: 1.3x to 1.5x for small networks
@@ -83,13 +107,24 @@ class Recipe(Model):
     loader: Literal["auto", "resident", "streaming"] = "auto"
     workers: int = Field(default=2, ge=0)
     threads: int = Field(default=1, ge=1)
-    checkpoint_seconds: float = Field(default=20, ge=0)
+    checkpoint_seconds: float = Field(default=20, ge=0)  # 0: after every epoch, never within one
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer sgd with a momentum above 0")
+        if not 0 < self.crop_area[0] <= self.crop_area[1]:
+            raise ValueError(f"crop_area: {list(self.crop_area)}; give two shares of the image, the smaller first")
+        if len(set(self.evaluate)) < len(self.evaluate):
+            raise ValueError("evaluate: a test is listed twice")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What of it can change a result; settings that came later only where they are not as it was before them."""
+        left_out: dict[str, Any] = {"loader": True, "workers": True, "checkpoint_seconds": True, "start": {"run"}}
+        found = self.model_dump(mode="json", exclude=left_out)
+        before = Recipe().model_dump(mode="json", include=set(LATER))
+        return {key: value for key, value in found.items() if key not in LATER or value != before[key]}
 
 
 class Noise(BaseModel):
@@ -115,6 +150,11 @@ class Noise(BaseModel):
     def source(self) -> str | None:
         """The dataset that outliers come from, under open-set noise; else None."""
         return self.options.get("source") if self.kind == "open_set" else None
+
+    @property
+    def given(self) -> str | None:
+        """The dataset's labels that it takes, or takes T from; None where that is not said, and for other kinds."""
+        return self.options.get("given") if self.kind in ("real", "matched") else None
 
     @model_validator(mode="after")
     def _known(self) -> Noise:
@@ -216,7 +256,7 @@ class Benchmark(Model):
                 raise ValueError(f"{what}: '{twins[0]}' is listed twice; give each once, or a label of its own")
         columns: dict[tuple[str, int | None], str] = {}
         for name in self.datasets:
-            other = columns.setdefault((registry.sized(name)[0], self.recipe_of(name).train_size), name)
+            other = columns.setdefault((dataset_names.sized(name)[0], self.recipe_of(name).train_size), name)
             if other != name:
                 raise ValueError(f"datasets: '{other}' and '{name}' are one column under this recipe.train_size")
         if self.recipe.train_size is not None and all("@" in name for name in self.datasets):
@@ -260,7 +300,7 @@ class Benchmark(Model):
 
     def recipe_of(self, dataset: str) -> Recipe:
         """The recipe for one of its datasets: ``name@n`` sets recipe.train_size."""
-        size = registry.sized(dataset)[1]
+        size = dataset_names.sized(dataset)[1]
         return self.recipe if size is None else self.recipe.model_copy(update={"train_size": size})
 
     def cells(self) -> list[Cell]:
@@ -292,13 +332,13 @@ class Cell(Model):
 
     def noise_key(self) -> str:
         """SHA-256 of all that decides the noisy labels: dataset, its code, noise, seed; the code of a source too."""
-        source = self.noise.source
+        source, names = self.noise.source, (self.noise.source, self.noise.given)
         return digest(
             {
                 "dataset": dataset_code(self.dataset),
                 "noise": self.noise.resolved(),
                 "seed": self.noise_seed,
-                "files": files_in({k: v for k, v in self.noise.options.items() if v != source}),
+                "files": files_in({k: v for k, v in self.noise.options.items() if v not in names}),
                 "rules": RULES,
             }
             | ({} if source is None else {"source": dataset_code(source)})
@@ -317,7 +357,7 @@ class Cell(Model):
                 "code": method_code(self.method.name, self.method.resolved),
                 "noise": self.noise_key(),
                 "seed": self.seed,
-                "recipe": self.recipe.model_dump(mode="json", exclude={"loader", "workers", "checkpoint_seconds"}),
+                "recipe": self.recipe.identity(),
                 "rules": RULES,
             }
         )
@@ -336,7 +376,7 @@ class Cell(Model):
 
     def folder(self) -> str:
         """Its folder below the output folder: readable, and unique by the fingerprint."""
-        slug = slugify(f"{self.method.name}-{registry.sized(self.dataset)[0]}-{self.noise.label}")
+        slug = slugify(f"{self.method.name}-{dataset_names.sized(self.dataset)[0]}-{self.noise.label}")
         return f"runs/{slug}-s{self.seed}-{self.fingerprint()[:12]}"
 
 
@@ -389,13 +429,17 @@ def check_names(benchmark: Benchmark, where: str) -> None:
     """Refuse a method, dataset or backbone that does not exist, with the nearest names."""
     for what, known, names in (
         ("methods", registry.methods(), [m.name for m in benchmark.methods]),
-        ("datasets", registry.datasets(), [registry.sized(name)[0] for name in benchmark.datasets]),
+        (
+            "datasets",
+            registry.datasets(),
+            [dataset_names.with_path(dataset_names.sized(name)[0])[0] for name in benchmark.datasets],
+        ),
     ):
         for i, name in enumerate(names):
             if name not in known.entries:
                 raise unknown(f"{where}: {what}[{i}]: {known.what}", name, known.entries)
     for name in benchmark.datasets:
-        constants = registry.datasets()[registry.sized(name)[0]].constants
+        constants = dataset_names.dataset_of(name).constants
         classes, several = constants.get("NUM_CLASSES"), constants.get("MULTILABEL") is True
         for i, spec in enumerate(benchmark.noise):
             try:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from noisebench.metrics import METRICS, RULES, SCORES, Metric
+from noisebench.metrics import METRICS, RULES, SCORES, Metric, about
 from noisebench.table import Table
 from noisebench.table_cells import ALPHA, SECONDS, Cell, Column, Kind, one_line
 
@@ -121,14 +121,15 @@ def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
 
 def _detail_grid(table: Table, column: Column, brief: bool) -> Grid:
     score = table.scores[column]
-    others = ["memorised"] if brief else [name for name in METRICS if name not in SCORES]
+    further = list(dict.fromkeys(kind.metric for kind in table.kinds if "." in kind.metric))
+    others = ["memorised", *further] if brief else [*(name for name in METRICS if name not in SCORES), *further]
     kinds = [Kind(rule, score) for rule in RULES] + [
         Kind("last" if name in OF_TRAINING else table.ranking.rule, name) for name in others
     ]
     kinds = [kind for kind in [*kinds, *([] if brief else [SECONDS])] if kind in table.kinds]
     heads: list[tuple[str, ...]] = []
     for kind in kinds:
-        metric = METRICS.get(kind.metric, Metric(kind.metric, False, False))
+        metric = about(kind.metric) or Metric(kind.metric, False, False)
         rule = "best (oracle)" if kind.rule == "best" else kind.rule
         title = f"{metric.title} (last)" if kind.metric in OF_TRAINING else metric.title
         head = (rule if kind.metric == score else title, *(["%"] if metric.percent else []))
@@ -230,7 +231,8 @@ def name_of(table: Table, method: str) -> str:
 
 def _rounded(mean: float, sd: float | None, metric: str) -> tuple[str, str]:
     """Mean and sd as text: percent with two decimals, all else with three or four digits."""
-    if metric in METRICS and METRICS[metric].percent:
+    known = about(metric)
+    if known and known.percent:
         return f"{100 * mean:.2f}", "" if sd is None else f"{100 * sd:.2f}"
     size = max(abs(mean), sd or 0.0)
     if size and not 1e-4 <= size < 1e6:

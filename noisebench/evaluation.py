@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,35 @@ MEMORISED_SAMPLES = 10_000
 """At most so many training images with a wrong label are looked at for the memorised share (a fixed random choice)."""
 
 
+class FurtherTest(NamedTuple):
+    """A further look at every epoch, see `image_data.ExtraTest`.
+
+    Attributes:
+        name: its metrics are ``<name>.accuracy`` and so on.
+        images: a loader of its images; None for the test set's.
+        labels: int64 [M], or None.
+        keep: bool [M], the images that count, or None for all.
+        soft: float64 [M, K], the share of people that said each class, or None.
+    """
+
+    name: str
+    images: Loader | None
+    labels: Tensor | None
+    keep: Tensor | None
+    soft: Tensor | None
+
+    def score(self, p: Tensor) -> dict[str, float]:
+        """Metrics of probabilities [M, K]: against `labels`, and NLL and ECE against `soft` where there are such."""
+        kept = slice(None) if self.keep is None else self.keep.to(p.device)
+        found: dict[str, float] = {}
+        p = p[kept]
+        if self.labels is not None:
+            found |= classification_metrics(p, self.labels.to(p.device)[kept])
+        if self.soft is not None:
+            found |= calibration_to_people(p, self.soft.to(p.device)[kept])
+        return {f"{self.name}.{metric}": value for metric, value in found.items()}
+
+
 class Evaluator:
     """Scores a method after every epoch. Whether its task is multilabel is told by the labels.
 
@@ -40,6 +69,7 @@ class Evaluator:
         transition: the true T [K, K] (multi-hot: [2, 2]; open-set noise: [K + 1, K + 1]), or None where unknown.
         seed: of the run, for the choice of images.
         outliers: loader of test images of no class of `test`, under open-set noise; their labels are not looked at.
+        further: tests beside the test set's own.
 
     Attributes:
         test: as it was given.
@@ -55,14 +85,17 @@ class Evaluator:
         num_classes: int,
         seed: int,
         outliers: Loader | None = None,
+        further: Sequence[FurtherTest] = (),
     ) -> None:
         self.test, self._validation, self._train, self._outliers = test, validation, train, outliers
-        self._seed = seed
+        self._seed, self._further = seed, further
         self._transition, self._num_classes = transition, num_classes
         self._multilabel = test.labels.ndim == 2
         self._entries = wrong
-        self._wrong = wrong.any(dim=1) if self._multilabel else wrong  # of an image
+        self._wrong = wrong.any(dim=1) if wrong.ndim == 2 else wrong  # of an image
         suspects = self._wrong.nonzero().flatten().cpu()
+        if self._multilabel and wrong.ndim == 1:  # labels name sets: which classes of one are wrong is not told
+            suspects = suspects[:0]
         if len(suspects) > MEMORISED_SAMPLES:
             generator = torch.Generator().manual_seed(stream(seed, "memorised"))
             suspects = suspects[torch.randperm(len(suspects), generator=generator)[:MEMORISED_SAMPLES]].sort().values
@@ -78,6 +111,9 @@ class Evaluator:
         """
         probabilities, labels = self.predict_test(method, run)
         found = {f"test.{k}": v for k, v in self.score(probabilities, labels).items()}
+        for other in self._further:
+            images = other.images
+            found |= other.score(probabilities if images is None else self._predict(method, run, other.name, images)[0])
         if self._outliers is not None:
             inlier_scores, inlier = self._inlier_scores(method, run, probabilities)
             found["test.inlier_auc"] = float(binary_auroc(_ranks(inlier_scores), inlier.long()))
@@ -206,6 +242,22 @@ def classification_metrics(p: Tensor, y: Tensor) -> dict[str, float]:
         multiclass_calibration_error(p.clamp(0, 1), y, p.shape[1], ECE_BINS, "l1", validate_args=False)
     )
     return found
+
+
+def calibration_to_people(p: Tensor, soft: Tensor) -> dict[str, float]:
+    """NLL and ECE of probabilities [B, K] against the shares of people that said each class, [B, K].
+
+    NLL is the cross-entropy -sum_k q_k log p_k (Peterson et al. 2019, "Human uncertainty makes classification more
+    robust"), p floored at 1e-12: at its least it is the entropy of q, not 0. ECE compares the largest p with the share
+    of people that said the same class, over 15 equal-width bins of the former.
+    """
+    confidence, predicted = p.double().max(1)
+    agreed = soft.gather(1, predicted[:, None]).flatten()
+    # ceil, and a floor of the first bin, since torchmetrics' bins are open on the left.
+    bins = (confidence * ECE_BINS).ceil().clamp(1, ECE_BINS).long() - 1
+    gaps = torch.zeros(ECE_BINS, dtype=torch.float64, device=p.device).index_add_(0, bins, confidence - agreed)
+    nll = -(soft * p.double().clamp_min(NLL_FLOOR).log()).sum(1).mean()
+    return {"nll": float(nll), "ece": float(gaps.abs().sum()) / len(p)}
 
 
 def multilabel_metrics(p: Tensor, y: Tensor) -> dict[str, float]:

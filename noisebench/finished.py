@@ -98,6 +98,7 @@ class FinishedRun:
                 "longer what this run was trained with",
                 stacklevel=2,
             )
+        config = config | {"recipe": config["recipe"] | {"start": None}}  # model.pt has all its weights
         kind = method_class(config["method"])
         hparams = make_hparams(kind, config["hparams"], f"{folder.name}: method '{config['method']}'")
         recipe: Recipe = build(Recipe, config["recipe"], f"{folder.name}: recipe")
@@ -208,7 +209,8 @@ class FinishedRun:
         with _restoring(recipe.threads):
             train_at = split(len(data.train_labels), recipe, self.config["seed"])[0]
             noisy = noise.load(self.out / self.config["noise_folder"]) if cls.needs_with(settings) else None
-            about = data.num_classes, len(train_at), data.image_shape, known_of(noisy, train_at), data.multilabel
+            known = known_of(noisy, train_at, data.label_sets is not None)
+            about = data.num_classes, len(train_at), data.image_shape_at(recipe.image_size), known, data.multilabel
             made = build_method(cls, settings, recipe, self.config["seed"], *about)
         made.to(self._run.device)
         if recipe.channels_last:

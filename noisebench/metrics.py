@@ -34,6 +34,13 @@ METRICS = {
 }
 
 
+def about(name: str) -> Metric | None:
+    """The metric of that name, or of a further test ``<test>.<metric>``; None if it is no metric's."""
+    test, dot, metric = name.rpartition(".")
+    found = METRICS.get(metric)
+    return found._replace(title=f"{found.title} ({test})") if found and dot else found
+
+
 SCORES = ("accuracy", "gap")
 """What a run is judged by: accuracy, or gAP where an image may have several labels. A run reports one of them."""
 

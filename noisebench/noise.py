@@ -104,7 +104,7 @@ def inject(
         labels=noisy,
         kind=kind,
         rate=resolved_rate,
-        realised_rate=float(np.count_nonzero(wrong) / true.size),
+        realised_rate=None if drawn.expected_rate is None else float(np.count_nonzero(wrong) / true.size),
         expected_rate=drawn.expected_rate,
         options=found.record(resolved),
         seed=seed,

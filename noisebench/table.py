@@ -130,7 +130,8 @@ class Table:
         if given and ranking not in known:
             offered = ", ".join(sorted(f"{kind.metric} at {kind.rule}" for kind in known if kind.rule))
             raise UserError(f"which '{which}': no finished run has {metric} there; there are: {offered}")
-        all_kinds = [Kind(rule, name) for rule in RULES for name in METRICS]
+        further = sorted({kind.metric for kind in known if kind.rule} - set(METRICS))
+        all_kinds = [Kind(rule, name) for rule in RULES for name in (*METRICS, *further)]
         kinds = (*(kind for kind in all_kinds if kind in known | {ranking}), SECONDS)
 
         methods = ordered(methods_order, (place.method for place in by_place))

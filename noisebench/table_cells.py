@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from noisebench.errors import UserError, unknown
-from noisebench.metrics import METRICS, RULES, SCORES
+from noisebench.metrics import RULES, SCORES, about
 from noisebench.statistics import compare_with_best, mean_sd
 
 T = TypeVar("T", bound=Hashable)
@@ -99,7 +99,7 @@ def placed(results: Iterable[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any
 def numbers_of(result: Mapping[str, Any]) -> dict[Kind, float | None]:
     """Every number of a finished result that a table knows; None where it is not finite."""
     metrics = result.get("metrics", {})
-    numbers = {Kind(rule, name): v for rule in RULES for name, v in metrics.get(rule, {}).items() if name in METRICS}
+    numbers = {Kind(rule, name): v for rule in RULES for name, v in metrics.get(rule, {}).items() if about(name)}
     if "seconds" in result:
         numbers[SECONDS] = result["seconds"]
     return {kind: None if v is None or not math.isfinite(float(v)) else float(v) for kind, v in numbers.items()}
@@ -124,7 +124,8 @@ def cell_of(
 
 def judged(cells: Mapping[str, Cell], kind: Kind, test: bool) -> dict[str, Cell]:
     """The complete cells of a column's fair methods with the best marked, and tested against it where asked."""
-    higher = METRICS[kind.metric].higher_is_better
+    metric = about(kind.metric)
+    higher = metric is not None and metric.higher_is_better
     if test:
         verdicts = compare_with_best({method: cell.numbers for method, cell in cells.items()}, higher, ALPHA)
         return {method: replace(cell, **vars(verdicts[method])) for method, cell in cells.items()}

@@ -222,13 +222,13 @@ def test_matrix_is_a_loop_that_walks_along_the_row():
 
 
 def test_a_draw_on_the_edge_never_gives_a_class_of_probability_zero():
-    from noisebench._noise_rows import _draw_rows
+    from noisebench._noise_rows import draw_rows
 
     class Edges:
         def random(self, size: int) -> np.ndarray:
             return np.array([0.0, 0.5, 1 - 2**-53])
 
-    drawn = _draw_rows(np.zeros(3, int), Edges(), lambda _: np.array([0.0, 0.5, 0.0, 0.5, 0.0]))  # type: ignore[arg-type]
+    drawn = draw_rows(np.zeros(3, int), Edges(), lambda _: np.array([0.0, 0.5, 0.0, 0.5, 0.0]))  # type: ignore[arg-type]
     np.testing.assert_array_equal(drawn, [1, 3, 3])
 
 
@@ -411,7 +411,8 @@ def test_two_matrices_of_one_rate_have_two_descriptions():
 
 def test_help_for_every_kind():
     assert set(noise.KINDS) == {
-        *("none", "symmetric", "pairflip", "asymmetric", "class_dependent", "matrix", "instance", "file", "open_set")
+        *("none", "symmetric", "pairflip", "asymmetric", "class_dependent", "matrix", "instance", "file", "open_set"),
+        *("real", "matched"),
     }
     assert all(str(kind) == kind.summary and all(kind.options.values()) for kind in noise.KINDS.values())
     assert set(noise.KINDS["class_dependent"].options) == {"trace", "matrix_seed"}
