@@ -19,11 +19,13 @@ MEAN = (0.2860,)
 STD = (0.3530,)
 LICENCE = "MIT"
 SOURCE = "https://github.com/zalandoresearch/fashion-mnist (Xiao, Rasul and Vollgraf, 2017)"
-MD5 = {
-    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
-    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
-    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+SIZE = {"train": 60_000, "test": 10_000}
+NOISE = "none known"
+FILES = {
+    "FashionMNIST/raw/train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "FashionMNIST/raw/train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "FashionMNIST/raw/t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "FashionMNIST/raw/t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
 }
 """Of the raw files, after decompression."""
 
@@ -34,7 +36,7 @@ def load(root: Path | None, download: bool = False) -> ImageData:
     Raises:
         UserError: no root, a file is missing or damaged, or the download failed.
     """
-    splits = load_idx("FashionMNIST", root, download, MD5)
+    splits = load_idx("FashionMNIST", root, download, {Path(file).name: md5 for file, md5 in FILES.items()})
     return ImageData(
         **splits._asdict(), num_classes=NUM_CLASSES, classes=CLASSES, mean=MEAN, std=STD, class_map=CLASS_MAP
     )

@@ -19,6 +19,8 @@ STD = (0.288,)
 """Of the training split's pixels, as uint8 / 255."""
 LICENCE = "CC BY 4.0"
 SOURCE = "sklearn.datasets.load_digits: the test part of UCI's optical digits (Alpaydin and Kaynak, 1998)"
+SIZE = {"train": 2000, "test": 1000}
+NOISE = "none known"
 TRAIN = 2000
 TEST = 1000
 FILLED = 0.5

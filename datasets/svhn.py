@@ -18,11 +18,14 @@ STD = (0.1980, 0.2010, 0.1970)
 """The usual values, of the training images."""
 LICENCE = "none stated; for non-commercial use only"
 SOURCE = "http://ufldl.stanford.edu/housenumbers (Netzer et al., 2011)"
+SIZE = {"train": 73_257, "test": 26_032}
+NOISE = "none known"
 MD5 = {
     "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
     "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
 }
 """As torchvision publishes them."""
+FILES = MD5
 
 
 def load(root: Path | None, download: bool = False) -> ImageData:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from noisebench.archives import report, unpack
 from noisebench.data import ImageData
 from noisebench.errors import UserError
 from noisebench.image_files import images_of, lines_of
@@ -14,12 +15,21 @@ from noisebench.torchvision_data import data_root
 NUM_CLASSES = 200
 PER_CLASS = 500
 TEST = 10_000
-SIZE = 64
+PIXELS = 64
 MEAN = (0.4802, 0.4481, 0.3975)
 STD = (0.2770, 0.2691, 0.2821)
 """The usual values, of the training images."""
 LICENCE = "ImageNet's terms: non-commercial research and education"
 SOURCE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip (Stanford CS231n; Deng et al., 2009)"
+SIZE = {"train": 100_000, "test": 10_000}
+NOISE = "none known"
+FILES = {
+    "tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de",
+    "tiny-imagenet-200/wnids.txt": "",
+    "tiny-imagenet-200/words.txt": "",
+    "tiny-imagenet-200/val/val_annotations.txt": "",
+}
+"""The publisher gives no checksum; the archive's is the one that most code compares it with."""
 FOLDER = "tiny-imagenet-200"
 
 
@@ -35,7 +45,10 @@ def load(root: Path | None, download: bool = False) -> ImageData:
     """
     folder = data_root("TinyImageNet", root) / FOLDER
     if not folder.is_dir():
-        raise UserError(f"TinyImageNet: {folder} is missing; unpack {SOURCE.split()[0]} there (--download cannot)")
+        raise UserError(
+            f"TinyImageNet: {folder} is missing; unpack {SOURCE.split()[0]} there, or put it beside and run "
+            f"'noisebench data prepare tinyimagenet' (--download cannot)"
+        )
     wnids = sorted(lines_of(folder / "wnids.txt"))
     if len(wnids) != NUM_CLASSES or len(set(wnids)) != NUM_CLASSES:
         raise UserError(f"TinyImageNet: {folder / 'wnids.txt'} lists {len(set(wnids))} ids, not {NUM_CLASSES}")
@@ -49,15 +62,29 @@ def load(root: Path | None, download: bool = False) -> ImageData:
         train_labels += [label] * PER_CLASS
     test, test_labels = _annotated(folder / "val", wnids)
     return ImageData(
-        train_images=images_of(train, (SIZE, SIZE), folder / "noisebench-train.npy"),
+        train_images=images_of(train, (PIXELS, PIXELS), folder / "noisebench-train.npy"),
         train_labels=np.array(train_labels, dtype=np.int64),
-        test_images=images_of(test, (SIZE, SIZE), folder / "noisebench-test.npy"),
+        test_images=images_of(test, (PIXELS, PIXELS), folder / "noisebench-test.npy"),
         test_labels=np.array(test_labels, dtype=np.int64),
         num_classes=NUM_CLASSES,
         classes=_names(folder / "words.txt", wnids),
         mean=MEAN,
         std=STD,
     )
+
+
+def prepare(root: Path) -> None:
+    """Unpack the publisher's archive, which lies in `root`, and decode its images; what is there already stays.
+
+    Raises:
+        UserError: the archive is missing or damaged, or what it holds is not the dataset (see `load`).
+    """
+    folder = data_root("TinyImageNet", root) / FOLDER
+    if not folder.is_dir():
+        unpack(folder.with_suffix(".zip"), folder, inner=FOLDER)
+    if not (any(folder.glob("noisebench-train-*.npy")) and any(folder.glob("noisebench-test-*.npy"))):
+        report(f"decoding {sum(SIZE.values()):,} images")
+        load(root)
 
 
 def _annotated(folder: Path, wnids: list[str]) -> tuple[list[Path], list[int]]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from noisebench.drawing import Grid, Parts, name_of
-from noisebench.metrics import METRICS, RULES
+from noisebench.metrics import RULES, about
 from noisebench.table import Table
 from noisebench.table_cells import Cell, Column, Kind, one_line
 
@@ -81,10 +82,11 @@ def comparisons(table: Table) -> list[Comparison]:
     """Every published figure that has a place in the table: by column, then by method and epoch as they are shown."""
     figures = table.published.figures() if table.published else {}
     found = []
+    metrics = dict.fromkeys(place[-1] for place in figures)
     for column in table.columns:
         for method in table.methods:
-            for rule in RULES:
-                kind, place = Kind(rule, table.scores[column]), (method, *column, rule)
+            for rule, metric in itertools.product(RULES, metrics):
+                kind, place = Kind(rule, metric or table.scores[column]), (method, *column, rule, metric)
                 if place in figures:
                     # A kind that no run reports has no cell; nothing of it has run then.
                     cell = table.cells.get((method, column, kind)) or Cell((), len(table.seeds[column]), 0, 0)
@@ -114,14 +116,13 @@ def grids(table: Table) -> list[Grid]:
     found = comparisons(table)
     drawn = []
     for column in dict.fromkeys(one.column for one in found):
-        here = {(one.method, one.kind.rule): one for one in found if one.column == column}
-        rules = [rule for rule in RULES if any(rule == other for _, other in here)]
+        here = {(one.method, one.kind): one for one in found if one.column == column}
+        kinds = sorted(dict.fromkeys(kind for _, kind in here), key=lambda kind: list(RULES).index(kind.rule))
         methods = list(dict.fromkeys(method for method, _ in here))
-        titles = {rule: "best (oracle)" if rule == "best" else rule for rule in rules}
         heads: list[tuple[str, ...]] = [
-            (titles[rule], what) for rule in rules for what in ("ours %", "paper %", "difference")
+            (_head(kind, table.scores[column]), what) for kind in kinds for what in ("ours %", "paper %", "difference")
         ]
-        rows = [(name_of(table, m), [part for r in rules for part in _parts(here.get((m, r)))]) for m in methods]
+        rows = [(name_of(table, m), [part for k in kinds for part in _parts(here.get((m, k)))]) for m in methods]
         title = f"Beside the paper: {one_line(' · '.join(column))}"
         drawn.append(Grid(title, heads, rows, sum(method in table.privileged for method in methods)))
     return drawn
@@ -132,13 +133,23 @@ def notes(table: Table) -> list[str]:
     found = comparisons(table)
     if table.published is None or not found:
         return []
-    metrics = " / ".join(dict.fromkeys(METRICS[one.kind.metric].title for one in found))
+    metrics = " / ".join(dict.fromkeys(_title(one.kind.metric) for one in found))
     lines = [f"Paper: {one_line(table.published.source)}."]
     lines += [one_line(table.published.note)] if table.published.note else []
     lines.append(f"difference: ours - paper, in percentage points of {metrics}; it ranks and tests nothing.")
     if any(one.outside for one in found):
         lines.append("*: the paper's figure is outside the 95% t-interval in which one more run of ours would fall.")
     return lines
+
+
+def _title(metric: str) -> str:
+    known = about(metric)
+    return known.title if known else metric
+
+
+def _head(kind: Kind, score: str) -> str:
+    rule = "best (oracle)" if kind.rule == "best" else kind.rule
+    return rule if kind.metric == score else f"{rule}, {_title(kind.metric)}"
 
 
 def _parts(found: Comparison | None) -> list[Parts]:

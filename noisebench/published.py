@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from noisebench._models import Model
 from noisebench.errors import UserError, unknown
+from noisebench.metrics import about
 
 Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
 Epoch = Literal["selected", "last", "best"]
@@ -19,14 +20,24 @@ class PublishedTable(Model):
 
     Attributes:
         dataset: one of the board's.
+        metric: what the figures are of: a metric in % as a run reports it, e.g. ``top5``, or ``ilsvrc12.accuracy`` of a
+            further test; by default what the column is judged by.
         noise: the labels of the board's noise that head the columns, e.g. ``symmetric 20% (incl. true)``.
         figures: label of a row -> "best" (what papers call best is the best test epoch, our best (oracle)), "last" or
             "selected" -> a figure in % for each of `noise`; null where the paper has none.
     """
 
     dataset: str
+    metric: str = ""
     noise: tuple[str, ...] = Field(min_length=1)
     figures: dict[str, dict[Epoch, tuple[Percent | None, ...]]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _in_percent(self) -> PublishedTable:
+        metric = about(self.metric)
+        if self.metric and not (metric and metric.percent):
+            raise ValueError(f"metric: '{self.metric}' is no metric in %; give accuracy, gap, top5, or <test>.accuracy")
+        return self
 
     @model_validator(mode="after")
     def _rectangular(self) -> PublishedTable:
@@ -39,13 +50,13 @@ class PublishedTable(Model):
                     )
         return self
 
-    def items(self) -> Iterator[tuple[tuple[str, str, str, str], float]]:
-        """(method, dataset, noise, epoch) and the figure in %, for every figure."""
+    def items(self) -> Iterator[tuple[tuple[str, str, str, str, str], float]]:
+        """(method, dataset, noise, epoch, metric) and the figure in %, for every figure."""
         for method, by_epoch in self.figures.items():
             for epoch, figures in by_epoch.items():
                 for noise, figure in zip(self.noise, figures, strict=True):
                     if figure is not None:
-                        yield (method, self.dataset, noise, epoch), figure
+                        yield (method, self.dataset, noise, epoch, self.metric), figure
 
 
 class Published(Model):
@@ -67,12 +78,12 @@ class Published(Model):
         for table in self.tables:
             for place, _ in table.items():
                 if place in seen:
-                    raise ValueError(f"tables: two figures for {' / '.join(place)}; give one")
+                    raise ValueError(f"tables: two figures for {' / '.join(filter(None, place))}; give one")
                 seen.add(place)
         return self
 
-    def figures(self) -> dict[tuple[str, str, str, str], float]:
-        """(method, dataset, noise, epoch) -> the figure in %."""
+    def figures(self) -> dict[tuple[str, str, str, str, str], float]:
+        """(method, dataset, noise, epoch, metric) -> the figure in %; an empty metric is the column's score."""
         return {place: figure for table in self.tables for place, figure in table.items()}
 
     def check(self, methods: Iterable[str], datasets: Iterable[str], noise: Iterable[str]) -> None:

@@ -128,8 +128,8 @@ def test_table_5_is_of_noise_that_excludes_the_true_label() -> None:
     published = load_benchmark("arazo2019-excluding").published
     assert published is not None
     found = published.figures()
-    assert found["md_dyr_sh", "cifar10", "symmetric 80% (excl. true)", "best"] == 74.1
-    assert found["m_dyr_h", "cifar100", "symmetric 60% (excl. true)", "best"] == 58.1
+    assert found["md_dyr_sh", "cifar10", "symmetric 80% (excl. true)", "best", ""] == 74.1
+    assert found["m_dyr_h", "cifar100", "symmetric 60% (excl. true)", "best", ""] == 58.1
     assert len(found) == 16
 
 
@@ -141,6 +141,76 @@ def test_the_recipe_is_that_of_the_authors(name: str) -> None:
     assert (recipe.padding, recipe.flip, recipe.validation) == (4, True, 0)
     assert (recipe.schedule.milestones, recipe.schedule.gamma) == ((100, 250), 0.1)
     assert recipe.backbone_options == {"stem_bn": True, "final_bn": False, "he_init": False}
+
+
+@pytest.mark.parametrize(
+    ("board", "metric", "noise", "figures"),
+    [
+        ("imagenet", "", "clean", {"ce": 76.5, "het_diag": 78.3, "het_full": 78.5}),
+        ("imagenet", "top5", "clean", {"ce": 93.0, "het_diag": 94.0, "het_full": 94.3}),
+        ("webvision", "", "real", {"ce": 76.1, "het_diag": 76.2, "het_full": 76.6}),
+        ("webvision", "top5", "real", {"ce": 91.2, "het_diag": 91.4, "het_full": 92.1}),
+        ("webvision", "ilsvrc12.accuracy", "real", {"ce": 67.0, "het_diag": 67.3, "het_full": 68.6}),
+        ("webvision", "ilsvrc12.top5", "real", {"ce": 86.0, "het_diag": 86.1, "het_full": 87.1}),
+        (
+            "imagenet21k",
+            "",
+            "clean",
+            {"ce": 45.9, "het_diag (tau 1)": 45.9, "het_diag (tau 0.15)": 46.8, "het_pe (tau 0.15)": 47.0},
+        ),
+        ("clothing1m", "", "real", {"ce": 69.0, "m_dyr_h": 71.0}),
+    ],
+)
+def test_the_figures_at_scale_are_the_papers(board: str, metric: str, noise: str, figures: dict[str, float]) -> None:
+    published = load_benchmark(board).published
+    assert published is not None
+    found = {place: figure for place, figure in published.figures().items() if place[-1] == metric}
+    assert found == {(row, board, noise, "last", metric): figure for row, figure in figures.items()}
+
+
+def test_figures_of_a_further_test_stand_beside_ours() -> None:
+    keys = {"noise": [NOISE20], "metric": "ilsvrc12.accuracy", "figures": {"ce": {"last": [67.0]}}}
+    benchmark = build(Benchmark, changed(**keys), "paper.yaml")
+    ran = results(benchmark)
+    for result in ran:
+        for metrics in result.get("metrics", {}).values():
+            metrics["ilsvrc12.accuracy"] = 0.68
+    (found,) = beside_paper.comparisons(board.table_of(benchmark, ran))
+    assert (found.kind.metric, found.published) == ("ilsvrc12.accuracy", 67.0)
+    assert found.difference == pytest.approx(1.0)
+    assert "last, accuracy (ilsvrc12)" in drawn(board.table_of(benchmark, ran))
+
+
+@pytest.mark.parametrize("metric", ["nll", "ilsvrc12.nll", "speed"])
+def test_a_metric_that_is_none_in_percent_is_refused(metric: str) -> None:
+    with pytest.raises(UserError, match="is no metric in %"):
+        build(Benchmark, changed(metric=metric), "paper.yaml")
+
+
+def test_the_tinyimagenet_boards_have_the_same_figures() -> None:
+    published, other = (load_benchmark(name).published for name in ("tinyimagenet", "arazo2019-tinyimagenet"))
+    assert published is not None
+    assert other is not None
+    assert published.figures() == other.figures()
+
+
+@pytest.mark.parametrize(
+    ("board", "backbone", "epochs", "batch", "decay", "milestones", "warmup"),
+    [
+        ("imagenet", "timm:resnetv2_152", 90, 1024, 1e-3, (30, 60, 80), 5),
+        ("imagenet21k", "timm:resnetv2_152", 90, 1024, 3e-3, (30, 60, 80), 1),
+        ("webvision", "timm:inception_resnet_v2", 95, 2048, 4e-5, (40, 80), 2),
+    ],
+)
+def test_the_recipe_at_scale_is_that_of_appendix_b(
+    board: str, backbone: str, epochs: int, batch: int, decay: float, milestones: tuple[int, ...], warmup: int
+) -> None:
+    recipe = load_benchmark(board).recipe
+    assert (recipe.backbone, recipe.epochs, recipe.batch_size) == (backbone, epochs, batch)
+    assert (recipe.lr, recipe.momentum, recipe.weight_decay) == (0.1, 0.9, decay)
+    schedule = recipe.schedule
+    assert (schedule.milestones, schedule.gamma, schedule.warmup) == (milestones, 0.1, warmup)
+    assert recipe.clip_norm == (1.0 if board == "imagenet21k" else None)
 
 
 # What is refused
