@@ -7,7 +7,7 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,8 @@ from noisebench._cli import (
     stop_like_ctrl_c,
 )
 from noisebench.cli_analyse import ANALYSE_HELP, analyse
+from noisebench.cli_data import data_app, show_datasets
+from noisebench.cli_transfer import TRANSFER_HELP, transfer
 from noisebench.cli_tune import TUNE_HELP, tune
 from noisebench.errors import UserError, unknown
 from noisebench.files import data_root_from
@@ -118,6 +120,8 @@ def leaderboard(
 
 app.command(help=TUNE_HELP)(tune)
 app.command(help=ANALYSE_HELP)(analyse)
+app.command(help=TRANSFER_HELP)(transfer)
+app.add_typer(data_app, name="data")
 
 
 @app.command()
@@ -160,7 +164,7 @@ def run(
     if len(cells) != 1:
         raise UserError(f"--set: run trains one cell, and this makes {len(cells)}; use noisebench leaderboard")
     from noisebench.board import check_settings
-    from noisebench.cell import run_cell
+    from noisebench.cell import damage, run_cell
     from noisebench.executors import Place
 
     place = Place(out.absolute(), data_root_from(data_root), download, device)
@@ -181,6 +185,8 @@ def run(
             numbers = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k != "epoch")
             name = "best (oracle)" if which == "best" else which
             terminal.print(f"  {name:<14} epoch {metrics['epoch']:>3}: {numbers}", highlight=False, soft_wrap=True)
+        if "damaged" in result:
+            terminal.print(f"  {damage(result['damaged'])} (log.txt names them)", highlight=False, soft_wrap=True)
         terminal.print(f"  {out / cells[0].folder()}", soft_wrap=True, highlight=False, markup=False)
     if result["status"] != "finished":
         fail(str(result["reason"]), 1)
@@ -204,10 +210,10 @@ def inject(
 
     Open-set noise (--noise open_set --option source=NAME) says which image of which dataset stands in for which sample.
     """
-    from noisebench import registry
+    from noisebench import dataset_names
     from noisebench.config import Noise, build, override
 
-    registry.datasets()[dataset]
+    dataset_names.dataset_of(dataset)
     spec: Noise = build(Noise, override({"kind": noise, "rate": rate}, option or [], "--option"), "noise")
     from noisebench import noise as noise_module
     from noisebench.assembly import draw_noise, load_dataset, load_source, make_noise
@@ -215,7 +221,7 @@ def inject(
     data = load_dataset(dataset, data_root_from(data_root), download)
     seed = seed if spec.seed is None else spec.seed
     source = load_source(spec, data, dataset, data_root_from(data_root), download)
-    made = make_noise(spec, data, seed, source)
+    made = make_noise(spec, data, seed, source, dataset)
     noise_module.save(made, out, name=f"{dataset} {spec.label}", true_labels=data.train_labels)
     draw_noise(made, data, out)
     facts = {
@@ -235,11 +241,13 @@ def inject(
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    asked = "none" if made.rate is None else f"{made.rate:.4f}"
+    asked, expected, realised = (
+        "unknown" if rate is None else f"{rate:.4f}" for rate in (made.rate, made.expected_rate, made.realised_rate)
+    )
     print(f"{dataset}, {spec.label}, seed {seed}: {len(made.labels)} labels")
     print(f"  rate asked     {asked}")
-    print(f"  wrong expected {made.expected_rate:.4f}   (share of wrong labels that T gives on these labels)")
-    print(f"  wrong realised {made.realised_rate:.4f}")
+    print(f"  wrong expected {expected}   (share of wrong labels that T gives on these labels)")
+    print(f"  wrong realised {realised}")
     if "source" in facts:
         print(
             f"  outliers       {facts['outliers']} from {facts['source']}, {facts['labelled']} of them labelled as such"
@@ -276,6 +284,9 @@ def list_(what: Annotated[What | None, typer.Argument(help="One kind only.")] = 
     for kind, rows in found.items():
         if kind == "problems":
             continue
+        if what is What.datasets:  # alone, with all that is known of each
+            show_datasets(rows, terminal)
+            continue
         table = Table(title=kind, title_style="bold", title_justify="left", box=None, show_header=False, pad_edge=False)
         for row in rows:
             text = Text(row["summary"])
@@ -295,19 +306,18 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Run the conformance suite on a method or a dataset and print each check."""
-    from noisebench import registry
+    from noisebench import dataset_names, registry
 
     known = {**registry.methods().entries, **registry.datasets().entries}
-    if name not in known:
+    if dataset_names.with_path(name)[0] not in known:
         raise unknown("method or dataset", name, known)
     from noisebench import checks
 
     if name in registry.methods().entries:
         outcomes = checks.check_method(registry.methods()[name].load(), raise_on_failure=False)
     else:
-        outcomes = checks.check_dataset(
-            registry.datasets()[name].load(), data_root_from(data_root), raise_on_failure=False
-        )
+        root = data_root_from(data_root)
+        outcomes = checks.check_dataset(dataset_names.dataset_module(name, root), root, raise_on_failure=False)
     if as_json:
         print(json.dumps([outcome.__dict__ for outcome in outcomes], indent=1))
     else:
@@ -324,17 +334,19 @@ def check(
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the method, e.g. my_method.")],
+    name: Annotated[str, typer.Argument(help="Name of the method or dataset, e.g. my_method.")],
     folder: Annotated[Path, typer.Option("--in", help="Where the package's folder is made.")] = Path(),
+    dataset: Annotated[bool, typer.Option("--dataset", help="With a dataset in place of a method.")] = False,
 ) -> None:
-    """Write a working, installable plug-in package with a method and its test."""
-    from noisebench.scaffold import write_plugin
+    """Write a working, installable plug-in package with a method or a dataset, and its test."""
+    from noisebench.scaffold import setting, write_plugin
 
-    made = write_plugin(name, folder)
+    what: Literal["method", "dataset"] = "dataset" if dataset else "method"
+    made = write_plugin(name, folder, what)
     print(f"Wrote {made}. Next:")
     print(f"  pip install -e {made}")
     print(f"  noisebench check {name}")
-    print("  noisebench leaderboard --set 'methods=[ce, " + name + "]'")
+    print(f"  noisebench leaderboard --set '{setting(name, what)}'")
 
 
 def _show(table: Table, details: bool, as_json: bool) -> None:

@@ -16,7 +16,7 @@ def everything() -> dict[str, Any]:
         benchmarks.append({"name": name, "summary": data.get("title", "")})
     return {
         "methods": [_row(entry, "paper") for entry in registry.methods().entries.values()],
-        "datasets": [_row(entry, "LICENCE", "SOURCE") for entry in registry.datasets().entries.values()],
+        "datasets": [_dataset(entry) for entry in registry.datasets().entries.values()],
         "noise": [{"name": kind, "summary": str(about)} for kind, about in noise.KINDS.items()],
         "benchmarks": benchmarks,
         "backbones": [
@@ -30,3 +30,26 @@ def everything() -> dict[str, Any]:
 def _row(entry: registry.Entry, *constants: str) -> dict[str, Any]:
     known = {key.lower(): entry.constants[key] for key in constants if key in entry.constants}
     return {"name": entry.name, "summary": entry.summary, "origin": entry.origin, **known}
+
+
+def _dataset(entry: registry.Entry) -> dict[str, Any]:
+    """What the dataset's constants say of it; None where they do not, or are of another type than they should be."""
+
+    def told(constant: str, kind: type) -> Any:
+        value = entry.constants.get(constant)
+        return value if isinstance(value, kind) else None
+
+    size = told("SIZE", dict) or {}
+    return {
+        "name": entry.name,
+        "summary": entry.summary,
+        "origin": entry.origin,
+        "size": size if size and all(isinstance(count, int) for count in size.values()) else None,
+        "classes": told("NUM_CLASSES", int),
+        "multilabel": told("MULTILABEL", bool) or False,
+        "noise": told("NOISE", str),
+        "licence": told("LICENCE", str),
+        "source": told("SOURCE", str),
+        "takes_path": told("TAKES_PATH", bool) or False,
+        "files": told("FILES", dict) or {},
+    }

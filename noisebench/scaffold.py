@@ -1,4 +1,4 @@
-"""`noisebench new`: a working, installable plug-in package with a method and its test."""
+"""`noisebench new`: a working, installable plug-in package with a method or a dataset, and its test."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from noisebench import registry
 from noisebench.errors import UserError
@@ -20,12 +21,12 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "noisebench-{dashed}"
 version = "0.1.0"
-description = "The method {name} for noisebench"
+description = "The {what} {name} for noisebench"
 requires-python = ">=3.10"
 dependencies = ["noisebench"]
 
-[project.entry-points."noisebench.methods"]
-{name} = "{name}:{cls}"
+[project.entry-points."noisebench.{what}s"]
+{name} = "{point}"
 
 [tool.setuptools]
 py-modules = ["{name}"]
@@ -64,6 +65,44 @@ class {cls}(Classifier):
         return F.cross_entropy(self(batch.x), batch.y, label_smoothing=self.hparams.smoothing)
 '''
 
+_DATASET = '''\
+"""{cls}: say in one line what the images are, how many, and of what size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from noisebench.image_data import ImageData
+
+NUM_CLASSES = 2
+CLASSES = ("dark", "bright")
+SIZE = {{"train": 200, "test": 100}}
+NOISE = "none known"
+LICENCE = "say under what terms it may be used"
+SOURCE = "say where to get it"
+FILES: dict[str, str] = {{}}  # of what lies below the data root, path: MD5, or "" where none is published
+
+
+def load(root: Path | None, download: bool = False) -> ImageData:
+    """Images uint8 [N, 8, 8, 1]; replace what is drawn here by what you read below `root`."""
+    draw = np.random.Generator(np.random.PCG64(0))
+    labels: npt.NDArray[np.int64] = np.arange(300, dtype=np.int64) % NUM_CLASSES
+    images = (draw.random((300, 8, 8, 1)) * 128 + 127 * labels[:, None, None, None]).astype(np.uint8)
+    return ImageData(
+        train_images=images[:200],
+        train_labels=labels[:200],
+        test_images=images[200:],
+        test_labels=labels[200:],
+        num_classes=NUM_CLASSES,
+        classes=CLASSES,
+        mean=(0.5,),
+        std=(0.25,),
+    )
+'''
+
 _TEST = """\
 from noisebench.checks import check_method
 
@@ -74,28 +113,43 @@ def test_{name}_conforms():
     check_method({cls})
 """
 
+_DATASET_TEST = """\
+from noisebench.checks import check_dataset
+
+import {name}
+
+
+def test_{name}_conforms():
+    check_dataset({name})
+"""
+
 _README = """\
 # {name}
 
-A method for noisebench.
+A {what} for noisebench.
 
     pip install -e .
     noisebench check {name}
-    noisebench leaderboard --set 'methods=[ce, {name}]'
+    noisebench leaderboard --set '{setting}'
 """
 
 
-def write_plugin(name: str, parent: Path) -> Path:
-    """Write the package below `parent` as a whole, or nothing.
+def setting(name: str, what: str) -> str:
+    """What sets a board to it: a value of `noisebench leaderboard --set`."""
+    return f"methods=[ce, {name}]" if what == "method" else f"datasets=[{name}]"
+
+
+def write_plugin(name: str, parent: Path, what: Literal["method", "dataset"] = "method") -> Path:
+    """Write the package of a method or a dataset below `parent` as a whole, or nothing.
 
     Raises:
         UserError: no Python name, a name that is taken, or a folder that exists.
     """
     if not re.fullmatch("[a-z]([a-z0-9_]*[a-z0-9])?", name) or keyword.iskeyword(name):
-        raise UserError(f"'{name}' cannot name a method: use lower-case letters, digits and _, e.g. my_method")
-    for what, known in (("method", registry.methods()), ("dataset", registry.datasets())):
+        raise UserError(f"'{name}' cannot name a {what}: use lower-case letters, digits and _, e.g. my_method")
+    for kind, known in (("method", registry.methods()), ("dataset", registry.datasets())):
         if name in known.entries:
-            raise UserError(f"a {what} '{name}' exists already; choose another name")
+            raise UserError(f"a {kind} '{name}' exists already; choose another name")
     folder = parent / name
     if folder.exists():
         raise UserError(f"{folder} exists already; choose another name, or another place with --in")
@@ -105,14 +159,15 @@ def write_plugin(name: str, parent: Path) -> Path:
     cls = "".join(part.capitalize() for part in name.split("_"))
     if re.search(rf"import .*\b{cls}\b", _METHOD):  # it would hide what the template imports
         cls += "Method"
-    values = {"name": name, "dashed": name.replace("_", "-"), "cls": cls}
+    values = {"name": name, "dashed": name.replace("_", "-"), "cls": cls, "what": what, "setting": setting(name, what)}
+    values["point"] = f"{name}:{cls}" if what == "method" else name
     parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}."))
     try:
         for file, text in {
             "pyproject.toml": _PYPROJECT,
-            f"{name}.py": _METHOD,
-            f"tests/test_{name}.py": _TEST,
+            f"{name}.py": _METHOD if what == "method" else _DATASET,
+            f"tests/test_{name}.py": _TEST if what == "method" else _DATASET_TEST,
             "README.md": _README,
         }.items():
             target = aside / file

@@ -28,7 +28,7 @@ from noisebench import cli, noise, registry
 pytestmark = pytest.mark.usefixtures("one_picture")
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("leaderboard", "tune", "analyse", "run", "inject", "list", "check", "new")
+COMMANDS = ("leaderboard", "tune", "analyse", "run", "inject", "list", "check", "data", "new")
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "NO_COLOR": "1"}
 
 BOARD = """

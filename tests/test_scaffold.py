@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from noisebench import registry
-from noisebench.checks import check_method
+from noisebench.assembly import whole_dataset
+from noisebench.checks import check_dataset, check_method
 from noisebench.errors import UserError
 from noisebench.listing import everything
 from noisebench.method import Classifier
 from noisebench.scaffold import write_plugin
+from noisebench.verifying import verify
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,6 +86,30 @@ def test_names_that_the_template_itself_uses_still_give_a_working_module(
     lines = [line for line in file.read_text().splitlines() if " import " in line]
     assert made.__name__ not in {word.strip() for line in lines for word in line.split("import ")[1].split(",")}
     assert issubclass(made, Classifier)
+
+
+def test_a_dataset_installs_is_listed_and_conforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = write_plugin("my_images", tmp_path / "work", "dataset")
+    target = tmp_path / "site"
+    quiet = ("--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
+    run("pip", "install", *quiet, "--target", str(target), str(made))
+    path = os.pathsep.join([str(made), str(ROOT)])
+    assert "1 passed" in run("pytest", "-p", "no:cacheprovider", str(made / "tests"), PYTHONPATH=path)
+    config = tmp_path / "mypy.ini"
+    config.write_text("[mypy]\nstrict = true\nfollow_imports = skip\n[mypy-noisebench.*]\nfollow_imports = silent\n")
+    options = ("--config-file", str(config), "--cache-dir", str(tmp_path / "cache"))
+    assert "Success" in run("mypy", *options, str(made / "my_images.py"), MYPYPATH=str(ROOT))
+    monkeypatch.syspath_prepend(str(target))
+    registry._registry.cache_clear()
+    try:
+        row = next(row for row in everything()["datasets"] if row["name"] == "my_images")
+        assert (row["origin"], row["size"]) == ("noisebench-my-images", {"train": 200, "test": 100})
+        check_dataset(registry.datasets()["my_images"].load())
+        assert verify("my_images", None).ok
+    finally:
+        registry._registry.cache_clear()
+        whole_dataset.cache_clear()
+        sys.modules.pop("my_images", None)
 
 
 @pytest.mark.parametrize("name", ["", "My", "my-method", "2x", "_my", "my_", "class", "a b", "a.b", "../x", "é", "a\n"])
