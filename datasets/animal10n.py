@@ -18,7 +18,7 @@ CLASSES = (
     "jaguar", "chimpanzee", "orangutan", "hamster", "guinea pig",
 )  # fmt: skip
 SIZE = {"train": 50_000, "test": 5_000}
-NOISE = "about 8%, people's mistakes (Song et al. 2019); clean training labels unknown"
+NOISE = "people's mistakes (Song et al. 2019); clean training labels unknown"
 PIXELS = 64
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)

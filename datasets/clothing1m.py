@@ -20,7 +20,7 @@ CLASSES = (
 )  # fmt: skip
 SIZE = {"train": 1_000_000, "test": 10_526}
 VALIDATION = 14_313
-NOISE = "about 38%, from the text around web images (Xiao et al. 2015); clean training labels unknown"
+NOISE = "from the text around web images (Xiao et al. 2015); clean training labels unknown"
 FILES = {
     "clothing1m/images/0.tar": "",
     "clothing1m/images/1.tar": "",

@@ -11,11 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from noisebench._index_images import CHUNK, FileImages, Names, Packing
-from noisebench._index_store import Built, cannot_read, seen, stored
 from noisebench.data import ImageData
 from noisebench.errors import UserError, unknown
-from noisebench.image_index import ListedFiles
+from noisebench.image_index import (
+    CHUNK,
+    Built,
+    FileImages,
+    ListedFiles,
+    Names,
+    Packing,
+    cannot_read,
+    seen,
+    stored,
+)
 from noisebench.label_rows import SEPARATOR, LabelCells, dense_or_sets, is_number
 
 TAKES_PATH = True
@@ -117,7 +125,7 @@ def _survey(path: Path) -> tuple[list[str], bool, bool]:
     found, several, noisy = set[str](), False, False
     for row in _rows(path):
         found.update(row.labels)
-        found.add(row.noisy or "")
+        found.add(row.noisy if row.noisy and row.split == "train" else "")  # of test images it names no class
         several, noisy = several or len(row.labels) != 1, noisy or row.noisy is not None
     found = {label.strip() for label in found} - {""}
     several = several or "labels" in _columns(path)

@@ -134,12 +134,25 @@ def _sort_validation(folder: Path, truth: list[str]) -> None:
     if len(files) != len(truth):
         raise UserError(f"ImageNet: {archive} holds {len(files)} images, not {len(truth)}; copy it anew")
     shutil.rmtree(aside, ignore_errors=True)
-    for wnid in set(truth):
-        (aside / wnid).mkdir(parents=True)
-    for file, wnid in zip(files, truth, strict=True):
-        os.link(file, aside / wnid / file.name)
-    aside.rename(folder / "val")
-    shutil.rmtree(flat)
+    try:
+        for wnid in set(truth):
+            (aside / wnid).mkdir(parents=True)
+        for file, wnid in zip(files, truth, strict=True):
+            _link(file, aside / wnid / file.name)
+        aside.rename(folder / "val")
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        where = error.filename or folder / "val"
+        raise UserError(f"ImageNet: {where} cannot be written: {error.strerror or error}") from None
+    shutil.rmtree(flat, ignore_errors=True)
+
+
+def _link(file: Path, to: Path) -> None:
+    """A second name, or on a file system without hard links, such as exFAT, a copy."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)
 
 
 def _devkit(archive: Path) -> tuple[dict[str, str], list[str]]:

@@ -11,6 +11,7 @@ from noisebench.data import ImageData
 from noisebench.errors import UserError
 from noisebench.image_files import images_of, lines_of
 from noisebench.torchvision_data import data_root
+from noisebench.wordnet import names_of
 
 NUM_CLASSES = 200
 PER_CLASS = 500
@@ -61,13 +62,14 @@ def load(root: Path | None, download: bool = False) -> ImageData:
         train += files
         train_labels += [label] * PER_CLASS
     test, test_labels = _annotated(folder / "val", wnids)
+    words = dict(line.partition("\t")[::2] for line in lines_of(folder / "words.txt"))
     return ImageData(
         train_images=images_of(train, (PIXELS, PIXELS), folder / "noisebench-train.npy"),
         train_labels=np.array(train_labels, dtype=np.int64),
         test_images=images_of(test, (PIXELS, PIXELS), folder / "noisebench-test.npy"),
         test_labels=np.array(test_labels, dtype=np.int64),
         num_classes=NUM_CLASSES,
-        classes=_names(folder / "words.txt", wnids),
+        classes=names_of(wnids, words),
         mean=MEAN,
         std=STD,
     )
@@ -103,10 +105,3 @@ def _annotated(folder: Path, wnids: list[str]) -> tuple[list[Path], list[int]]:
     if len(set(files)) != len(files) or len(files) != TEST:
         raise UserError(f"TinyImageNet: {listing} lists {len(set(files))} images in {len(files)} lines, not {TEST}")
     return files, labels
-
-
-def _names(listing: Path, wnids: list[str]) -> tuple[str, ...]:
-    """The first of each class's words, with its WordNet id where another class has the same."""
-    words = dict(line.partition("\t")[::2] for line in lines_of(listing))
-    names = [words.get(wnid, wnid).split(",")[0].strip() or wnid for wnid in wnids]
-    return tuple(f"{n} ({wnid})" if names.count(n) > 1 else n for n, wnid in zip(names, wnids, strict=True))

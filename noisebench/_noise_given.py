@@ -31,6 +31,8 @@ class Real(Kind):
         given = options.get("given")
         if given is None or isinstance(given, str):
             return None, {} if given is None else {"given": given}
+        if np.ndim(given) == 0:
+            raise UserError(f"given: {given} is no name; give one of the dataset's, or from Python the labels [N]")
         return None, {"given": checks.check_labels(given, num_classes)}
 
     def describe(self, rate: object, options: Mapping[str, Any]) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from lzma import LZMAError
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from filelock import FileLock
@@ -24,6 +26,8 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is being done, e.g. "unpacking a.tar", and how much of it: done, of a total."""
 
 _watchers: ContextVar[tuple[Progress, ...]] = ContextVar("_watchers", default=())
+_published: ContextVar[Mapping[Path, str]] = ContextVar("_published", default=MappingProxyType({}))
+_CHUNK = 1 << 22
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError)
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
@@ -44,6 +48,27 @@ def report(what: str, done: int = 0, total: int = 0) -> None:
         watcher(what, done, total)
 
 
+@contextmanager
+def published(md5: Mapping[Path, str]) -> Iterator[None]:
+    """Within, an archive that `md5` gives the published MD5 of is compared with it before it is unpacked, wherever that
+    is done; with "" it is not."""
+    token = _published.set({archive.absolute(): digest for archive, digest in md5.items()})
+    try:
+        yield
+    finally:
+        _published.reset(token)
+
+
+def content_of(file: Path) -> Iterator[bytes]:
+    """A file's content, in parts; who watches is told how much of it is read."""
+    with file.open("rb") as content:
+        size, done = file.stat().st_size, 0
+        while chunk := content.read(_CHUNK):
+            done += len(chunk)
+            report(f"reading {file.name}", done, size)
+            yield chunk
+
+
 def unpack(archive: Path, into: Path, *, inner: str = "") -> bool:
     """Unpack `archive` as the folder `into`, which is whole or absent afterwards; False where it is there already.
 
@@ -56,8 +81,9 @@ def unpack(archive: Path, into: Path, *, inner: str = "") -> bool:
         inner: the folder in the archive that becomes `into`, e.g. its one top folder; what lies beside it is dropped.
 
     Raises:
-        UserError: the archive is missing, damaged, of another kind, or would write outside of its folder; it has no
-            folder `inner`; or `into` cannot be written. Nothing is left then.
+        UserError: the archive is missing, damaged, of another kind, not the `published` one, would write outside of its
+            folder, or has two members of one name; it has no folder `inner`; or `into` cannot be written. Nothing is
+            left then.
     """
     if not archive.name.lower().endswith(SUFFIXES):
         raise UserError(f"{archive} is no archive that can be unpacked; give one of {', '.join(SUFFIXES)}")
@@ -96,6 +122,7 @@ def _unpack(archive: Path, into: Path, read: _Reader, inner: str) -> bool:
         with FileLock(into.with_name(f".{into.name}.lock")):
             if into.is_dir():
                 return False
+            _compare(archive)
             shutil.rmtree(aside, ignore_errors=True)  # of a killed process
             try:
                 _write(archive, aside, read)
@@ -117,6 +144,19 @@ def _unpack(archive: Path, into: Path, read: _Reader, inner: str) -> bool:
     return True
 
 
+def _compare(archive: Path) -> None:
+    right, whole = _published.get().get(archive.absolute(), ""), hashlib.md5(usedforsecurity=False)
+    if not right:
+        return
+    for chunk in content_of(archive):
+        whole.update(chunk)
+    if whole.hexdigest() != right:
+        raise UserError(
+            f"{archive} has {archive.stat().st_size:,} bytes and MD5 {whole.hexdigest()}, not the published {right}; "
+            f"delete it and copy it anew"
+        )
+
+
 def _damaged(archive: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{archive} is damaged or no archive: {reason[:200]}; copy or download it anew")
@@ -133,13 +173,20 @@ def _write(archive: Path, aside: Path, read: _Reader) -> None:
         report(f"unpacking {archive.name}", member.place, size)
         target = aside.joinpath(*member.parts)
         folder = target if member.open is None else target.parent
-        if folder not in made:
-            folder.mkdir(parents=True, exist_ok=True)
-            made.add(folder)
-        source = member.open() if member.open else None
-        if source is not None:
-            with source, target.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
+        try:
+            if folder not in made:
+                folder.mkdir(parents=True, exist_ok=True)
+                made.add(folder)
+            source = member.open() if member.open else None
+            if source is not None:
+                with source, target.open("xb") as copy:  # found here, since a set of a million names takes memory
+                    shutil.copyfileobj(source, copy, 1 << 20)
+        except (FileExistsError, NotADirectoryError):
+            name = "/".join(member.parts)
+            twice = "is there twice" if member.open and target.is_file() else "is or lies in a file and a folder at once"
+            raise UserError(
+                f"{archive} is refused: its member '{name}' {twice}; nothing of it is left, copy it anew"
+            ) from None
     report(f"unpacking {archive.name}", size, size)
 
 

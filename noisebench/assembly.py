@@ -137,7 +137,7 @@ def make_noise(
     if source is not None:
         options["source"] = len(source.train_images)
     if spec.kind == "instance" and is_encoded(data.train_images):
-        raise UserError("noise instance: it needs images of one size in memory; here they are files of any size")
+        raise UserError("noise instance: it needs images of one size in memory; these are files; give another kind")
     features = np.asarray(data.train_images) if spec.kind == "instance" else None
     classes = data.num_classes if data.label_sets is None else len(data.label_sets)
     made = noise.inject(
@@ -158,12 +158,14 @@ def stored_noise(
     folder = out / "noise" / f"{slug}-s{cell.noise_seed}-{key[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not (folder / "noise.json").exists():
+        new, made = not (folder / "noise.json").exists(), None
+        if new or cell.noise.kind in ("real", "matched"):  # the labels given may be others now, under the same name
             made = make_noise(cell.noise, data, cell.noise_seed, source, dataset)
+        if new and made is not None:
             noise.save(made, folder, name=f"{dataset} {cell.noise.label}", true_labels=data.train_labels)
         found, drawn = noise.load(folder), folder / "transition.png"
         told = (read_json(folder / "noise.json") or {}).get("true_sha256")
-        if told != noise.sha256_of(data.train_labels):
+        if told != noise.sha256_of(data.train_labels) or (made is not None and made.sha256 != found.sha256):
             raise UserError(f"{folder} was made for other labels than {dataset} has now; remove it")
         if found.known and not drawn.exists():  # a kill may have come between the two
             draw_noise(found, data, folder)
@@ -314,6 +316,8 @@ def _further(
     keep, soft = (
         None if a is None else torch.from_numpy(a if at is None else a[at.numpy()]) for a in (extra.keep, extra.soft)
     )
+    if keep is not None and not bool(keep.any()):
+        raise UserError(f"recipe.test_size: {recipe.test_size}: none of these images counts for '{name}'; give more")
     told = None if extra.labels is None else torch.from_numpy(labels if at is None else labels[at.numpy()])
     return FurtherTest(name, images, told, keep, soft)
 

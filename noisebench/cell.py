@@ -192,7 +192,7 @@ class Folder:
 
 def log(folder: Path, text: str) -> None:
     """One more line in a run folder's log.txt."""
-    with (folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:  # names may be no UTF-8
+    with (folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{_stamp()} {text}\n")
 
 
@@ -202,10 +202,12 @@ def _stamp() -> str:
 
 def damage(count: int) -> str:
     """What to say of so many images that do not decode."""
-    return f"{count} images do not decode; grey in their place" if count > 1 else "1 image does not decode; grey in its place"
+    several = f"{count} images do not decode; grey in their place"
+    return several if count > 1 else "1 image does not decode; grey in its place"
 
 
 def _one_line(text: str) -> str:
+    """In one line, and writable: a file's name may be no UTF-8."""
     return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
 
@@ -260,7 +262,7 @@ def run_cell(
         except Exception as error:
             known = isinstance(error, (UserError, TrainingFailed))
             reason = str(error) if known else f"{type(error).__name__}: {error}"
-            result = base | {"status": "failed", "privileged": [], "reason": " ".join(reason.split())[:500]}
+            result = base | {"status": "failed", "privileged": [], "reason": _one_line(reason)[:500]}
             with suppress(OSError):  # a full disk must not hide the reason
                 log(path, f"failed: {reason}" if known else f"failed:\n{traceback.format_exc()}")
                 write_json(path / "failure.json", result)

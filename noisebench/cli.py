@@ -241,8 +241,9 @@ def inject(
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    asked, expected, realised = (
-        "unknown" if rate is None else f"{rate:.4f}" for rate in (made.rate, made.expected_rate, made.realised_rate)
+    asked = "none" if made.rate is None else f"{made.rate:.4f}"
+    expected, realised = (
+        "unknown" if rate is None else f"{rate:.4f}" for rate in (made.expected_rate, made.realised_rate)
     )
     print(f"{dataset}, {spec.label}, seed {seed}: {len(made.labels)} labels")
     print(f"  rate asked     {asked}")
@@ -253,7 +254,7 @@ def inject(
             f"  outliers       {facts['outliers']} from {facts['source']}, {facts['labelled']} of them labelled as such"
         )
     print(f"  sha256         {made.sha256}")
-    print(f"  {out}/noise.npz, noise.json, transition.png")
+    print(f"  {out}/noise.npz, noise.json" + (", transition.png" if (out / "transition.png").exists() else ""))
 
 
 class What(str, Enum):

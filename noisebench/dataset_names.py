@@ -11,7 +11,10 @@ from noisebench.errors import UserError
 
 
 def with_path(dataset: str) -> tuple[str, str | None]:
-    """The registered name of a dataset without its ``@n``, and the path of ``name:path``; None where there is none."""
+    """The name and the path of ``name:path``; None for the path where there is none.
+
+    An ``@n`` stays where it is: take it off first, with `sized`.
+    """
     name, colon, path = dataset.partition(":")
     return name, path if colon else None
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,14 +52,14 @@ def decode(content: bytes, name: str) -> Tensor:
         name: what a message calls the image.
 
     Raises:
-        UserError: it is no image, or not a whole one.
+        UserError: it is no image, not a whole one, or one of more than 8 bits a channel that would lose them.
     """
     if content[:2] == b"\xff\xd8":  # JPEG
         try:
             return decode_jpeg([torch.frombuffer(bytearray(content), dtype=torch.uint8)], torch.device("cpu"))[0]
         except (RuntimeError, ImportError):
             pass  # a kind that only Pillow reads, or damaged, which Pillow says more clearly
-    return _with_pillow(content, name)
+    return torch.from_numpy(decode_with_pillow(content, name)).permute(2, 0, 1)
 
 
 def is_plain(content: bytes) -> bool:
@@ -93,19 +94,25 @@ def decode_jpeg(contents: list[Tensor], device: torch.device) -> list[Tensor]:
         return found
 
 
-def _with_pillow(content: bytes, name: str) -> Tensor:
+def decode_with_pillow(content: bytes, name: str) -> npt.NDArray[np.uint8]:
+    """`decode` by Pillow alone, whatever the format: uint8 [H, W, 3].
+
+    Raises:
+        UserError: as `decode`.
+    """
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd palettes and EXIF, once for each image
             with Image.open(io.BytesIO(content)) as image:
-                pixels = np.array(image.convert("RGB"))
+                if image.mode[:1] in "IF":  # Pillow would cut its values off at 255: most of them are white then
+                    raise ValueError(f"pixels of mode {image.mode}; convert them to 8 bits")
+                return np.array(image.convert("RGB"))
     except Exception as error:  # Pillow raises many kinds for a damaged file
         reason = " ".join(f"{type(error).__name__}: {error}".split()) if content else "the file is empty"
         reason = re.sub(r" <_io\.BytesIO[^>]*>", "", reason)  # an address, other in every process
         raise UserError(f"{name} is no whole image: {reason[:200]}") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def crop_box(size: tuple[int, int], draws: Sequence[float], area: tuple[float, float]) -> Box:

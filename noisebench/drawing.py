@@ -112,7 +112,8 @@ def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
     What tells of training (the memorised share, noise scores, T) is that of the last epoch: at the chosen one it had
     often not begun.
 
-    "short" has the memorised share as the only other metric, and fits 80 columns.
+    "short" has the memorised share and the accuracy of further tests as the only other metrics, and fits 80 columns
+    without the latter.
     """
     if details == "none":
         return []
@@ -122,7 +123,10 @@ def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
 def _detail_grid(table: Table, column: Column, brief: bool) -> Grid:
     score = table.scores[column]
     further = list(dict.fromkeys(kind.metric for kind in table.kinds if "." in kind.metric))
-    others = ["memorised", *further] if brief else [*(name for name in METRICS if name not in SCORES), *further]
+    if brief:
+        others = ["memorised", *(name for name in further if name.rpartition(".")[2] in SCORES)]
+    else:
+        others = [*(name for name in METRICS if name not in SCORES), *further]
     kinds = [Kind(rule, score) for rule in RULES] + [
         Kind("last" if name in OF_TRAINING else table.ranking.rule, name) for name in others
     ]

@@ -249,13 +249,16 @@ def calibration_to_people(p: Tensor, soft: Tensor) -> dict[str, float]:
 
     NLL is the cross-entropy -sum_k q_k log p_k (Peterson et al. 2019, "Human uncertainty makes classification more
     robust"), p floored at 1e-12: at its least it is the entropy of q, not 0. ECE compares the largest p with the share
-    of people that said the same class, over 15 equal-width bins of the former.
+    of people that said the same class, over 15 equal-width bins of the former: those of `classification_metrics`, so
+    that people who all say the label give its ECE.
     """
-    confidence, predicted = p.double().max(1)
+    confidence, predicted = p.clamp(0, 1).max(1)
     agreed = soft.gather(1, predicted[:, None]).flatten()
-    # ceil, and a floor of the first bin, since torchmetrics' bins are open on the left.
-    bins = (confidence * ECE_BINS).ceil().clamp(1, ECE_BINS).long() - 1
-    gaps = torch.zeros(ECE_BINS, dtype=torch.float64, device=p.device).index_add_(0, bins, confidence - agreed)
+    # torchmetrics' bins: closed on the left, in the type of p, and one of its own for a confidence of 1.
+    edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=p.dtype, device=p.device)
+    bins = torch.bucketize(confidence, edges, right=True) - 1
+    gaps = torch.zeros(len(edges), dtype=torch.float64, device=p.device)
+    gaps.index_add_(0, bins, confidence.double() - agreed)
     nll = -(soft * p.double().clamp_min(NLL_FLOOR).log()).sum(1).mean()
     return {"nll": float(nll), "ece": float(gaps.abs().sum()) / len(p)}
 

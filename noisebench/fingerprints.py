@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,5 +45,16 @@ def files_in(options: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for key, value in options.items():
         if isinstance(value, str) and Path(value).is_file():
-            found[key] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+            about = Path(value).stat()
+            found[key] = _sha256(value, about.st_mtime_ns, about.st_size)
     return found
+
+
+@lru_cache(maxsize=64)
+def _sha256(file: str, changed: int, size: int) -> str:
+    """Of a file's content, which may be gigabytes; read once for all cells of a board while it stays as it is."""
+    whole = hashlib.sha256()
+    with Path(file).open("rb") as content:
+        while chunk := content.read(1 << 22):
+            whole.update(chunk)
+    return whole.hexdigest()

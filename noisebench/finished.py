@@ -175,8 +175,10 @@ class FinishedRun:
         Wrong as "train.noise_auc" has it: an image of several labels if any is, an outlier whatever its label.
 
         Raises:
-            UserError: the method offers none.
+            UserError: the method offers none, or nobody knows which labels are wrong.
         """
+        if not self.noisy.known:
+            raise UserError(f"nobody knows which labels are wrong under noise {self.noisy.description}")
         with self._evaluating():
             scores = self.method.noise_scores(self._run)
         if scores is None:

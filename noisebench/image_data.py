@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -14,6 +15,9 @@ from typing_extensions import TypeIs
 
 from noisebench.augment import Augmentation
 from noisebench.errors import UserError, unknown
+
+OWN_TESTS = ("test", "val", "train")
+"""Prefixes of a run's own metrics: a further test of such a name would take their place, and choose the epoch."""
 
 Labels: TypeAlias = npt.NDArray[np.integer[Any]]
 """int64 [N], a class for each image; or uint8 [N, K] of 0 and 1 where an image may have several classes, or none."""
@@ -221,6 +225,12 @@ class ImageData:
             self._check_labels(f"given_labels['{name}']", labels, len(self.train_images))
             if labels.ndim == 2:
                 raise UserError(f"given_labels['{name}'] are multi-hot; give int64, one label an image")
+        taken = [name for name in self.extra_tests if name in OWN_TESTS or not re.fullmatch(r"\w[\w-]*", name)]
+        if taken:
+            raise UserError(
+                f"extra_tests: '{taken[0]}' cannot name a further test, whose metrics are <name>.accuracy and so on; "
+                f"give letters, digits, _ and -, and none of {', '.join(OWN_TESTS)}"
+            )
         if self.train_labels.ndim != self.test_labels.ndim:
             one, several = ("test", "train") if self.multilabel else ("train", "test")
             raise UserError(f"{several}_labels are multi-hot, but {one}_labels are not; give both alike")

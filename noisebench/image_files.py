@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from noisebench.decoding import decode_with_pillow
 from noisebench.errors import UserError
 
 
@@ -86,14 +87,11 @@ def _decode(files: Sequence[Path], size: tuple[int, int], made: Path) -> None:
 
 
 def _pixels(file: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    from PIL import Image
-
     try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow raises many kinds for a damaged file
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{file} is no whole image: {reason[:200]}") from None
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    pixels = decode_with_pillow(content, str(file))
     if pixels.shape != (*size, 3):
         raise UserError(f"{file} is {pixels.shape[0]}x{pixels.shape[1]}, not {size[0]}x{size[1]}")
     return pixels

@@ -23,7 +23,22 @@ from noisebench.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Endings of image files, in either case; those of torchvision's `ImageFolder`."""
 
-__all__ = ["IMAGE_SUFFIXES", "FileImages", "Listed", "ListedFiles", "Names", "TarImages", "list_folders", "list_lines"]
+__all__ = [
+    "CHUNK",
+    "IMAGE_SUFFIXES",
+    "Built",
+    "FileImages",
+    "Listed",
+    "ListedFiles",
+    "Names",
+    "Packing",
+    "TarImages",
+    "cannot_read",
+    "list_folders",
+    "list_lines",
+    "seen",
+    "stored",
+]
 
 
 class Listed(NamedTuple):

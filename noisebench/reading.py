@@ -84,6 +84,7 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> str
     extra = first["type"] == "extra_forbidden"
     path = ".".join(str(part) for part in first["loc"] if extra or not _is_tag(part))
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    message = message.replace("a valid tuple", "a list, e.g. [a, b]")  # as YAML has it
     if extra and model is not None:
         return str(unknown("key", path, _keys(model)))
     if first["type"] == "missing":

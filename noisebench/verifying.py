@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from noisebench import dataset_names
-from noisebench.archives import SUFFIXES, progress_to, report
+from noisebench.archives import SUFFIXES, content_of, progress_to, published, report
 from noisebench.errors import UserError
 
 if TYPE_CHECKING:
     from noisebench.data import ImageData
 
 T = TypeVar("T")
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,10 @@ def verify(name: str, root: Path | None) -> Verified:
         root: the data folder.
 
     Raises:
-        UserError: an unknown name, a dataset whose plug-in is broken, or no root where there are files.
+        UserError: an unknown name, a path that is missing or one too many, a dataset whose plug-in is broken, or no
+            root where there are files.
     """
-    module = dataset_names.dataset_of(name).load()
+    module = dataset_names.dataset_module(name, root)
     needed, optional = _files_of(module, "FILES"), _files_of(module, "EXTRA_FILES")
     files: list[FileCheck] = []
     if needed or (optional and root is not None):
@@ -129,16 +129,19 @@ class Prepared:
 def prepare(name: str, root: Path | None) -> Prepared:
     """Let a dataset unpack or convert what its publisher ships; once, so that a second call finds nothing to do.
 
+    An archive whose MD5 is published in ``FILES`` is compared with it before it is unpacked.
+
     Raises:
-        UserError: an unknown name, no root where one is needed, or what the dataset's own `prepare` refuses.
+        UserError: an unknown name, a path that is missing or one too many, no root where one is needed, an archive that
+            is not the published one, or what the dataset's own `prepare` refuses.
     """
-    module = dataset_names.dataset_of(name).load()
+    module = dataset_names.dataset_module(name, root)
     own, files = getattr(module, "prepare", None), _files_of(module, "FILES")
     if own is not None or files:
         root = _folder(name, root)
     done: dict[str, None] = {}
-    if own is not None:
-        with progress_to(lambda what, *_: done.setdefault(what)):
+    if own is not None and root is not None:
+        with progress_to(lambda what, *_: done.setdefault(what)), published({root / f: md5 for f, md5 in files.items()}):
             own(root)
     missing = [f for f in files if root is not None and not (root / f).exists() and not (own and _packed(f))]
     return Prepared(name, tuple(done), tuple(missing), _source(module))
@@ -174,7 +177,7 @@ def _check(root: Path, file: str, md5: str) -> FileCheck:
             return FileCheck(file, "unknown", md5)
         size = path.stat().st_size
         digest = hashlib.md5(usedforsecurity=False) if md5 else hashlib.sha256()
-        for chunk in _chunks(path, size):
+        for chunk in content_of(path):
             digest.update(chunk)
     except (FileNotFoundError, NotADirectoryError):
         return FileCheck(file, "missing", md5)
@@ -183,15 +186,6 @@ def _check(root: Path, file: str, md5: str) -> FileCheck:
     found = digest.hexdigest()
     status = "unknown" if not md5 else "ok" if found == md5 else "changed"
     return FileCheck(file, status, md5, found, size)
-
-
-def _chunks(path: Path, size: int) -> Iterator[bytes]:
-    with path.open("rb") as content:
-        done = 0
-        while chunk := content.read(_CHUNK):
-            done += len(chunk)
-            report(f"reading {path.name}", done, size)
-            yield chunk
 
 
 def _loaded(name: str, root: Path | None) -> ImageData:

@@ -206,6 +206,29 @@ def test_calibration_to_people_who_agree_is_that_to_labels():
     assert opinions["ece"] == pytest.approx(labels["ece"], abs=1e-6)
 
 
+@pytest.mark.parametrize(("first", "second"), [(0.4, 0.42), (1.0, 0.97), (0.59, 0.6)])
+def test_both_calibrations_have_the_same_bins_at_their_edges(first: float, second: float):
+    from noisebench.evaluation import classification_metrics
+
+    confident = torch.tensor([first] * 50 + [second] * 50)[:, None]
+    p = torch.cat([confident, (1 - confident).expand(-1, 9) / 9], dim=1)
+    y = torch.tensor([0] * 50 + [1] * 50)  # under-confident and over-confident: in one bin they cancel
+    soft = torch.nn.functional.one_hot(y, 10).double()
+    assert calibration_to_people(p, soft)["ece"] == pytest.approx(classification_metrics(p, y)["ece"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["test", "val", "train", "a.b", ""])
+def test_a_further_test_cannot_take_the_place_of_a_run_s_own(name: str):
+    with pytest.raises(UserError, match="cannot name a further test"):
+        with_tests(**{name: ExtraTest(labels=DATA.test_labels)})
+
+
+def test_a_choice_of_test_images_of_which_none_counts_is_refused():
+    keep = np.arange(len(DATA.test_labels)) == 3
+    with pytest.raises(UserError, match="recipe.test_size: 1: none"):
+        fit(with_tests(few=ExtraTest(labels=DATA.test_labels, keep=keep)), evaluate=["few"], test_size=1)
+
+
 @pytest.mark.parametrize(
     ("test", "message"),
     [
@@ -278,3 +301,22 @@ def test_given_labels_are_checked():
 def test_a_recipe_without_the_later_settings_keeps_its_fingerprint():
     assert not {"image_size", "evaluate", "test_size", "skip_damaged", "crop_area"} & set(Recipe().identity())
     assert Recipe(evaluate=("a",)).identity()["evaluate"] == ["a"]
+
+
+def test_the_short_table_shows_both_accuracies_and_the_full_one_what_people_said():
+    from noisebench.drawing import detail_grids
+    from noisebench.table import Table
+
+    numbers = {"epoch": 1, "accuracy": 0.5, "nll": 1.0, "ece": 0.1}
+    numbers |= {"corrected.accuracy": 0.6, "corrected.nll": 1.0, "people.nll": 1.2, "people.ece": 0.2}
+    result = {"label": "a", "dataset": "set", "noise": "real", "status": "finished", "metrics": {"last": numbers}}
+    table = Table.from_results([result | {"seed": seed} for seed in (0, 1)])
+    (short,), (full,) = detail_grids(table, "short"), detail_grids(table, "full")
+    assert ("accuracy (corrected) %",) in short.heads
+    assert not any("people" in part for head in short.heads for part in head)
+    assert {"NLL (people)", "ECE (people)", "NLL (corrected)"} <= {head[0] for head in full.heads}
+    assert "accuracy (corrected)" in table.to_markdown()
+    assert "corrected.accuracy" in table.to_csv()
+    (record,) = [r for r in table.records() if r["metric"] == "corrected.accuracy" and r["epoch"] == "last"]
+    assert record["mean"] == pytest.approx(0.6)
+    assert record["best"]

@@ -158,7 +158,6 @@ def test_the_recipe_is_that_of_the_authors(name: str) -> None:
             "clean",
             {"ce": 45.9, "het_diag (tau 1)": 45.9, "het_diag (tau 0.15)": 46.8, "het_pe (tau 0.15)": 47.0},
         ),
-        ("clothing1m", "", "real", {"ce": 69.0, "m_dyr_h": 71.0}),
     ],
 )
 def test_the_figures_at_scale_are_the_papers(board: str, metric: str, noise: str, figures: dict[str, float]) -> None:
