@@ -13,17 +13,7 @@ import numpy.typing as npt
 
 from noisebench.data import ImageData
 from noisebench.errors import UserError, unknown
-from noisebench.image_index import (
-    CHUNK,
-    Built,
-    FileImages,
-    ListedFiles,
-    Names,
-    Packing,
-    cannot_read,
-    seen,
-    stored,
-)
+from noisebench.image_index import CHUNK, Built, FileImages, ListedFiles, Names, Packing, cannot_read, seen, stored
 from noisebench.label_rows import SEPARATOR, LabelCells, dense_or_sets, is_number
 
 TAKES_PATH = True

@@ -96,17 +96,31 @@ class Workers(Generic[Asked, Answer]):
         return loader, requests
 
     def answers(self, requests: Iterable[Asked]) -> Iterator[Answer]:
-        """The answers to `requests`, in their order; these are taken a few ahead, in this process."""
+        """The answers to `requests`, in their order; these are taken a few ahead, in this process.
+
+        Raises:
+            UserError: what `read` raised, or a worker was killed.
+        """
         loader, sampler = self._idle.pop() if self._idle else self._new()
         sampler.coming = requests
         failure = None
-        for answer in loader:
+        answers = iter(loader)
+        while True:
+            try:
+                answer = next(answers)
+            except StopIteration:
+                break
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                failure = "a process that reads images was killed, often for want of memory; lower recipe.workers"
+                break
             if isinstance(answer, UserError):
                 failure = str(answer)
                 break
             yield answer
         if failure is not None:
-            del loader, sampler  # ends the workers: the exception's traceback would keep them
+            del answers, loader, sampler  # ends the workers: the exception's traceback would keep them
             raise UserError(failure)
         self._idle.append((loader, sampler))  # not after a break: what was prefetched goes with its workers
 

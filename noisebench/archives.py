@@ -183,10 +183,8 @@ def _write(archive: Path, aside: Path, read: _Reader) -> None:
                     shutil.copyfileobj(source, copy, 1 << 20)
         except (FileExistsError, NotADirectoryError):
             name = "/".join(member.parts)
-            twice = "is there twice" if member.open and target.is_file() else "is or lies in a file and a folder at once"
-            raise UserError(
-                f"{archive} is refused: its member '{name}' {twice}; nothing of it is left, copy it anew"
-            ) from None
+            why = "is there twice" if member.open and target.is_file() else "needs a folder and a file of one name"
+            raise UserError(f"{archive} is refused: its member '{name}' {why}; nothing of it is left there") from None
     report(f"unpacking {archive.name}", size, size)
 
 

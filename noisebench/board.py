@@ -124,16 +124,10 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
     """
     import torch
 
-    from noisebench.assembly import (
-        NEEDS,
-        check_several,
-        load_dataset,
-        load_source,
-        make_hparams,
-        method_class,
-        whole_dataset,
-    )
+    from noisebench.assembly import NEEDS, check_several, make_hparams, method_class
     from noisebench.given_labels import check_given
+    from noisebench.image_data import is_encoded
+    from noisebench.loading import load_dataset, load_source, whole_dataset
     from noisebench.nn import make_backbone
 
     rows = []
@@ -156,6 +150,8 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
         size, most = dataset_names.sized(name)[1], len(data.train_labels)
         if size is not None and size > most:
             raise UserError(f"{benchmark.name}: datasets: '{name}': there are {most} training images")
+        if is_encoded(data.train_images):
+            check_encoded(benchmark, name)
         for test in benchmark.recipe.evaluate:
             data.extra_test(test)
         for i, noise in enumerate(benchmark.noise):
@@ -172,6 +168,21 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
     if not benchmark.recipe.backbone.startswith("timm:"):  # those cannot be made without their weights' memory
         with torch.device("meta"):
             make_backbone(benchmark.recipe.backbone, (3, 32, 32), **benchmark.recipe.backbone_options)
+
+
+def check_encoded(benchmark: Benchmark, dataset: str) -> None:
+    """Refuse what a board asks for that images of any size do not have.
+
+    Raises:
+        UserError: the key and what would be right.
+    """
+    recipe, why = benchmark.recipe, f"images of {dataset} are of any size"
+    if recipe.padding:
+        raise UserError(f"{benchmark.name}: recipe.padding: {recipe.padding}: {why}, cropped by crop_area; give 0")
+    if recipe.loader == "resident":
+        raise UserError(f"{benchmark.name}: recipe.loader: {why}; give auto or streaming")
+    if any(noise.kind == "instance" for noise in benchmark.noise):
+        raise UserError(f"{benchmark.name}: noise instance: {why}, and it needs one; give another kind")
 
 
 def default_jobs(benchmark: Benchmark) -> int:

@@ -20,10 +20,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from noisebench.assembly import Setup, load_dataset, load_source, make_hparams, method_class, stored_noise
+from noisebench.assembly import Setup, make_hparams, method_class
 from noisebench.config import Cell
 from noisebench.errors import TrainingFailed, UserError
 from noisebench.files import read_json, write_json
+from noisebench.loading import load_dataset, load_source, stored_noise
 from noisebench.metrics import SCORES, about, score_of
 from noisebench.starting import sha256_of_state
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from noisebench._index_images import Packing
 from noisebench._index_store import Built, cannot_read, seen, stored
@@ -40,7 +42,7 @@ def list_tars(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> List
             packing.add(one.name for one in found)
             rows.append(np.array([(label, one.start, one.size) for one in found], np.int64))
         names, whole = packing.names(), np.concatenate(rows)
-        arrays = {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "text": names.text,
             "offsets": names.offsets,
             "labels": whole[:, 0].astype(np.int32),

@@ -180,7 +180,7 @@ def run(
     elif result["status"] == "finished":
         terminal = console()
         title = f"{result['label']} on {result['dataset']}, {result['noise']}, seed {seed}"
-        terminal.print(title, style="bold", highlight=False, markup=False)
+        terminal.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
         for which, metrics in result["metrics"].items():
             numbers = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k != "epoch")
             name = "best (oracle)" if which == "best" else which
@@ -216,7 +216,7 @@ def inject(
     dataset_names.dataset_of(dataset)
     spec: Noise = build(Noise, override({"kind": noise, "rate": rate}, option or [], "--option"), "noise")
     from noisebench import noise as noise_module
-    from noisebench.assembly import draw_noise, load_dataset, load_source, make_noise
+    from noisebench.loading import draw_noise, load_dataset, load_source, make_noise
 
     data = load_dataset(dataset, data_root_from(data_root), download)
     seed = seed if spec.seed is None else spec.seed

@@ -16,7 +16,7 @@ def with_path(dataset: str) -> tuple[str, str | None]:
     An ``@n`` stays where it is: take it off first, with `sized`.
     """
     name, colon, path = dataset.partition(":")
-    return name, path if colon else None
+    return name, path if colon and path else None
 
 
 def dataset_of(dataset: str) -> registry.Entry:

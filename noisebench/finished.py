@@ -16,21 +16,13 @@ import torch
 from torch import Tensor
 
 from noisebench import noise
-from noisebench.assembly import (
-    Setup,
-    build_method,
-    known_of,
-    load_dataset,
-    load_source,
-    make_hparams,
-    method_class,
-    split,
-)
+from noisebench.assembly import Setup, build_method, known_of, make_hparams, method_class, split
 from noisebench.cell import weights_sha256
 from noisebench.config import Cell, Noise, Recipe, build
 from noisebench.errors import UserError
 from noisebench.evaluation import EVALUATION_BATCH
 from noisebench.files import data_root_from, read_json
+from noisebench.loading import load_dataset, load_source
 
 if TYPE_CHECKING:
     from noisebench.data import ImageData

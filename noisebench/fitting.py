@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from noisebench import dataset_names
-from noisebench.assembly import Setup, load_dataset, load_source, make_hparams, make_noise, method_class
+from noisebench.assembly import Setup, make_hparams, method_class
 from noisebench.cell import summarise, weights_sha256
 from noisebench.config import Noise, Recipe, build
 from noisebench.data import ImageData
 from noisebench.errors import UserError
 from noisebench.files import data_root_from
+from noisebench.loading import load_dataset, load_source, make_noise
 from noisebench.method import Method
 from noisebench.noise import NoisyLabels
 
@@ -29,6 +30,7 @@ class Result:
         history: one entry an epoch: {"epoch": 1.., "metrics": {...}}.
         method: the trained method, for `predict`; noise: the labels it was trained on.
         weights_sha256: of all that it learned.
+        damaged: the images that did not decode, by name, and why; a grey one stood in for each.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -36,6 +38,7 @@ class Result:
     method: Method = field(repr=False)
     noise: NoisyLabels = field(repr=False)
     weights_sha256: str = ""
+    damaged: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 class Memory:
@@ -103,7 +106,10 @@ def fit(
         size = dataset_names.sized(dataset)[1] if isinstance(dataset, str) else None
         plan: Recipe = build(Recipe, (recipe or {}) | ({} if size is None else {"train_size": size}), "recipe")
         setup = Setup(cls, settings, data, noisy.labels, plan, seed, noisy, device, source)
+        damaged: dict[str, str] = {}
+        setup.on_damaged(damaged.__setitem__)
         setup.train(journal)
     finally:
         torch.set_num_threads(threads)
-    return Result(summarise(journal.history), journal.history, setup.method, noisy, weights_sha256(setup.method))
+    sha256 = weights_sha256(setup.method)
+    return Result(summarise(journal.history), journal.history, setup.method, noisy, sha256, damaged)

@@ -139,7 +139,12 @@ class ExtraTest:
         Raises:
             UserError: naming the attribute.
         """
-        images = images if self.images is None else self.images
+        if self.images is not None:
+            if is_encoded(self.images) != is_encoded(images) or image_shape(self.images, name) != image_shape(images):
+                raise UserError(
+                    f"{name}: its images are of another kind or shape than the test images; give equal ones"
+                )
+            images = self.images
         count = len(images)
         if self.labels is None and self.soft is None:
             raise UserError(f"{name}: give labels or soft")

@@ -234,7 +234,7 @@ def check_images(board: TransferBoard, place: Place) -> None:
     Raises:
         UserError: the first that does not fit, and those that do.
     """
-    from noisebench.assembly import load_dataset, whole_dataset
+    from noisebench.loading import load_dataset, whole_dataset
     from noisebench.nn import make_backbone
     from noisebench.starting import start_from
 

@@ -141,7 +141,10 @@ def prepare(name: str, root: Path | None) -> Prepared:
         root = _folder(name, root)
     done: dict[str, None] = {}
     if own is not None and root is not None:
-        with progress_to(lambda what, *_: done.setdefault(what)), published({root / f: md5 for f, md5 in files.items()}):
+        with (
+            progress_to(lambda what, *_: done.setdefault(what)),
+            published({root / f: md5 for f, md5 in files.items()}),
+        ):
             own(root)
     missing = [f for f in files if root is not None and not (root / f).exists() and not (own and _packed(f))]
     return Prepared(name, tuple(done), tuple(missing), _source(module))
@@ -189,7 +192,7 @@ def _check(root: Path, file: str, md5: str) -> FileCheck:
 
 
 def _loaded(name: str, root: Path | None) -> ImageData:
-    from noisebench.assembly import load_dataset
+    from noisebench.loading import load_dataset
 
     report(f"loading {name}")
     return load_dataset(name, root)

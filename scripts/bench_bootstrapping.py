@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
-from noisebench.assembly import Setup, load_dataset, make_hparams, make_noise, method_class, split
+from noisebench.assembly import Setup, make_hparams, method_class, split
 from noisebench.config import Noise, Recipe, build
 from noisebench.data import ImageData
 from noisebench.evaluation import ECE_BINS
 from noisebench.files import data_root_from
+from noisebench.loading import load_dataset, make_noise
 from noisebench.training import train_epoch
 
 STEP_BAR = 2.3

@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
-from noisebench.assembly import Setup, load_dataset, make_hparams, make_noise, method_class, split
+from noisebench.assembly import Setup, make_hparams, method_class, split
 from noisebench.config import Noise, Recipe, build
 from noisebench.evaluation import ECE_BINS
+from noisebench.loading import load_dataset, make_noise
 from noisebench.nn import BetaMixture, GaussianMixture
 from noisebench.streams import stream
 from noisebench.training import train_epoch

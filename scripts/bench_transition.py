@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisebench.assembly import Setup, load_dataset, make_hparams, make_noise, method_class
+from noisebench.assembly import Setup, make_hparams, method_class
 from noisebench.config import Noise, Recipe, build
 from noisebench.files import data_root_from
+from noisebench.loading import load_dataset, make_noise
 from noisebench.training import train_epoch
 
 BAR = 0.3

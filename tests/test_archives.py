@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import shutil
 import stat
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from noisebench.archives import progress_to, unpack, unpack_nested
+from noisebench.archives import progress_to, published, unpack, unpack_nested
 from noisebench.errors import UserError
 
 FILES = {"set/train/cat/1.png": b"cat" * 999, "set/train/dog/2.png": b"", "set/list.txt": b"1\n2\n"}
@@ -175,6 +176,66 @@ def test_an_inner_archive_is_checked_before_the_first_is_unpacked(tmp_path: Path
         archive = packed(tmp_path / "train.tar", {"n01.tar": good, "n02.tar": bad})
         assert says in refusal(archive, unpack_nested)
     assert "leads outside" in refusal(packed(archive, {"n01.tar": good, "../n02.tar": good}), unpack_nested)
+
+
+def members(file: Path, *rows: tuple[str, bytes | None]) -> Path:
+    """An archive of exactly these members, in their order; None is a folder."""
+    if file.suffix == ".zip":
+        with zipfile.ZipFile(file, "w") as made:
+            for name, content in rows:
+                made.writestr(name if content is not None else f"{name}/", content or b"")
+        return file
+    with tarfile.open(file, "w") as tar:
+        for name, content in rows:
+            member = special(name, tarfile.REGTYPE if content is not None else tarfile.DIRTYPE)
+            member.size = len(content or b"")
+            tar.addfile(member, io.BytesIO(content or b""))
+    return file
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("suffix", [".tar", ".zip"])
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([("a/b", b"1"), ("a/c", b"2"), ("a/b", b"3")], "its member 'a/b' is there twice"),
+        ([("a/b", b"1"), ("./a//b", b"1")], "its member 'a/b' is there twice"),
+        ([("a", b"1"), ("a/b", b"2")], "its member 'a/b' needs a folder and a file of one name"),
+        ([("a", b"1"), ("a/b/c", b"2")], "its member 'a/b/c' needs a folder and a file of one name"),
+        ([("a/b", b"1"), ("a", b"2")], "its member 'a' needs a folder and a file of one name"),
+        ([("a", b"1"), ("a", None)], "its member 'a' needs a folder and a file of one name"),
+    ],
+)
+def test_two_members_of_one_name_are_refused(
+    tmp_path: Path, suffix: str, rows: list[tuple[str, bytes | None]], says: str
+) -> None:
+    assert says in refusal(members(tmp_path / f"a{suffix}", *rows))
+
+
+def test_a_class_that_is_there_twice_in_a_tar_of_tars_is_refused(tmp_path: Path) -> None:
+    one = packed(tmp_path / "one.tar", {"1.JPEG": b"1"}).read_bytes()
+    archive = members(tmp_path / "train.tar", ("n01.tar", one), ("n01.tar", one))
+    assert "its member 'n01/1.JPEG' is there twice" in refusal(archive, unpack_nested)
+
+
+def test_a_folder_may_be_named_twice(tmp_path: Path) -> None:
+    unpack(members(tmp_path / "a.tar", ("a", None), ("a/b", b"1"), ("a", None)), tmp_path / "made")
+    assert content(tmp_path / "made") == {"a/b": b"1"}
+
+
+def test_an_archive_is_compared_with_its_published_md5(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "a.tar")
+    right = hashlib.md5(archive.read_bytes()).hexdigest()
+    with published({archive: "0" * 32}):
+        message = refusal(archive)
+        assert refusal(archive, unpack_nested) == message
+    assert f"has {archive.stat().st_size:,} bytes and MD5 {right}, not the published {'0' * 32}" in message
+    with published({archive: right, tmp_path / "other.tar": "0" * 32}):
+        assert unpack(archive, tmp_path / "made")
+    with published({archive: "0" * 32}):
+        assert not unpack(archive, tmp_path / "made"), "what is unpacked is not compared again"
+    with published({archive: ""}):
+        assert unpack(archive, tmp_path / "again")
 
 
 # Damaged

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 
 from noisebench import cell as cell_module
 from noisebench import noise
-from noisebench.assembly import Setup, load_dataset, method_class, split
+from noisebench.assembly import Setup, method_class, split
 from noisebench.cell import Folder, run_cell, summarise, weights_sha256
 from noisebench.config import Cell, Noise, build
+from noisebench.loading import load_dataset
 from noisebench.training import TrainingFailed
 
 pytestmark = pytest.mark.usefixtures("one_picture")
@@ -164,7 +165,7 @@ def test_noise_is_made_once_and_shared_by_the_methods(tmp_path: Path) -> None:
 def test_a_kill_while_the_noise_is_drawn_leaves_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = cell_of(epochs=1)
     with monkeypatch.context() as patch:
-        patch.setattr("noisebench.assembly.noise.draw_transition", killed)
+        patch.setattr("noisebench.loading.noise.draw_transition", killed)
         with pytest.raises(Killed):
             run(cell, tmp_path)
     assert run(cell, tmp_path)["status"] == "finished"
@@ -173,7 +174,7 @@ def test_a_kill_while_the_noise_is_drawn_leaves_no_gap(tmp_path: Path, monkeypat
 
 def test_noise_is_only_read_by_the_second_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(cell_of("ce", epochs=1), tmp_path)
-    monkeypatch.setattr("noisebench.assembly.make_noise", full)
+    monkeypatch.setattr("noisebench.loading.make_noise", full)
     assert run(cell_of("gce", epochs=1), tmp_path)["status"] == "finished"
     assert run(cell_of("ce", seed=1, epochs=1), tmp_path)["status"] == "failed"  # another seed needs its own
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from noisebench import assembly, cli, registry
+from noisebench import cli, loading, registry
 from noisebench.checks import check_dataset, sample_data
+from noisebench.errors import UserError
 from noisebench.image_data import ExtraTest
 from noisebench.verifying import prepare, verify
 
@@ -101,10 +102,10 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delenv("NOISEBENCH_DATA", raising=False)
     registry._registry.cache_clear()
-    assembly.whole_dataset.cache_clear()
+    loading.whole_dataset.cache_clear()
     yield
     registry._registry.cache_clear()
-    assembly.whole_dataset.cache_clear()
+    loading.whole_dataset.cache_clear()
     for module in ("plug_mine", "plug_other"):
         sys.modules.pop(module, None)
 
@@ -247,6 +248,10 @@ def test_a_dataset_without_files_says_so_and_needs_no_root() -> None:
         (("verify", "mine", "--data-root", "gone"), "gone is no folder"),
         (("verify", "mien"), "dataset 'mien' is unknown; did you mean mine"),
         (("prepare", "mien"), "dataset 'mien' is unknown; did you mean mine"),
+        (("verify", "image_folder"), "dataset 'image_folder': write image_folder:PATH"),
+        (("prepare", "image_folder"), "dataset 'image_folder': write image_folder:PATH"),
+        (("verify", "image_folder:gone"), "dataset 'image_folder:gone': there is no "),
+        (("verify", "digits:gone"), "dataset 'digits:gone': write digits, without a path"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(argv: tuple[str, ...], says: str) -> None:
@@ -280,6 +285,21 @@ def test_prepare_unpacks_once(root: Path) -> None:
     assert (root / "mine" / "one.bin").read_bytes() == ONE
     again = noisebench("data", "prepare", "mine", "--data-root", root)
     assert (again.code, again.out) == (0, "mine: nothing was to be done\n")
+
+
+def test_prepare_compares_an_archive_before_it_is_unpacked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("plug_mine")
+    monkeypatch.setattr(module, "FILES", module.FILES | {"mine.zip": "0" * 32})
+    ran = noisebench("data", "prepare", "mine", "--data-root", root)
+    found = hashlib.md5((root / "mine.zip").read_bytes()).hexdigest()
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{root / 'mine.zip'} has " in ran.err
+    assert f"MD5 {found}, not the published {'0' * 32}; delete it" in ran.err
+    assert not (root / "mine").exists()
+    monkeypatch.setitem(module.FILES, "mine.zip", found)
+    assert prepare("mine", root).done == ("reading mine.zip", "checking mine.zip", "unpacking mine.zip")
+    (root / "mine.zip").write_bytes(b"changed later")
+    assert prepare("mine", root).done == (), "it is unpacked, and not read again"
 
 
 def test_prepare_as_json(root: Path) -> None:
@@ -319,8 +339,12 @@ def test_tinyimagenet_is_unpacked_and_decoded_once(tmp_path: Path, monkeypatch: 
         archive.writestr(f"{top}val/val_annotations.txt", "a.JPEG\tn02\t0\nb.JPEG\tn01\t0\n")
         for name in ("train/n01/images/1", "train/n02/images/1", "val/images/a", "val/images/b"):
             archive.writestr(f"{top}{name}.JPEG", jpeg.getvalue())
+    zipped = "tiny-imagenet-200.zip"
+    with pytest.raises(UserError, match=r"tiny-imagenet-200\.zip has .* not the published 90528d7ca1a48142e341f4ef8d"):
+        prepare("tinyimagenet", tmp_path)
+    monkeypatch.setitem(module.FILES, zipped, hashlib.md5((tmp_path / zipped).read_bytes()).hexdigest())
     first = prepare("tinyimagenet", tmp_path)
-    assert [what.split()[0] for what in first.done] == ["checking", "unpacking", "decoding"]
+    assert [what.split()[0] for what in first.done] == ["reading", "checking", "unpacking", "decoding"]
     assert first.missing == ()
     assert prepare("tinyimagenet", tmp_path).done == ()
     assert module.load(tmp_path).test_labels.tolist() == [1, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from noisebench import decoding
 from noisebench.augment import Augmentation, flipped
 from noisebench.decoding import CROP_DRAWS, TRIES, Box, batched_crop, central_box, crop_box, decode, is_plain, resized
 from noisebench.errors import UserError
+from noisebench.image_files import images_of
 
 AREA = (0.08, 1.0)
 
@@ -102,6 +104,20 @@ def test_what_is_no_whole_image_is_named_in_one_line(
     with pytest.raises(UserError, match=rf"folder/cat\.jpg is no whole image: .*{reason}") as caught:
         decode(content, "folder/cat.jpg")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.float32), ("TIFF", np.int32)])
+def test_more_than_8_bits_are_refused_wherever_images_are_decoded(kind: str, dtype: Any, tmp_path: Path) -> None:
+    file = tmp_path / "cat.img"
+    file.write_bytes(stored(Image.fromarray(np.full((8, 8), 300, dtype)), kind))
+    for read in (
+        lambda: decode(file.read_bytes(), str(file)),
+        lambda: images_of([file], (8, 8), tmp_path / "cache.npy"),
+    ):
+        with pytest.raises(
+            UserError, match=r"cat\.img is no whole image: .*pixels of mode [IF].*; convert them to 8 bits"
+        ):
+            read()
 
 
 def _without_decoders(contents: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

@@ -10,7 +10,6 @@ import torch
 
 import noisebench
 from noisebench import noise
-from noisebench.assembly import make_noise
 from noisebench.board import check_settings
 from noisebench.checks import sample_data
 from noisebench.config import Benchmark, Noise, Recipe, build
@@ -18,6 +17,7 @@ from noisebench.errors import UserError
 from noisebench.evaluation import calibration_to_people
 from noisebench.given_labels import check_given
 from noisebench.image_data import ExtraTest, ImageData, LabelSets
+from noisebench.loading import make_noise
 
 pytestmark = pytest.mark.usefixtures("one_picture")
 DATA = sample_data()
@@ -225,7 +225,7 @@ def test_a_further_test_cannot_take_the_place_of_a_run_s_own(name: str):
 
 def test_a_choice_of_test_images_of_which_none_counts_is_refused():
     keep = np.arange(len(DATA.test_labels)) == 3
-    with pytest.raises(UserError, match="recipe.test_size: 1: none"):
+    with pytest.raises(UserError, match=r"recipe\.test_size: 1: none"):
         fit(with_tests(few=ExtraTest(labels=DATA.test_labels, keep=keep)), evaluate=["few"], test_size=1)
 
 
@@ -320,3 +320,14 @@ def test_the_short_table_shows_both_accuracies_and_the_full_one_what_people_said
     (record,) = [r for r in table.records() if r["metric"] == "corrected.accuracy" and r["epoch"] == "last"]
     assert record["mean"] == pytest.approx(0.6)
     assert record["best"]
+
+
+def test_a_further_test_of_other_images_is_refused():
+    small = ExtraTest(labels=DATA.test_labels, images=np.asarray(DATA.test_images)[:, :4, :4])
+    with pytest.raises(UserError, match="another kind or shape"):
+        fit(with_tests(small=small), evaluate=["small"])
+
+
+def test_a_mapping_of_label_sets_is_refused():
+    with pytest.raises(UserError, match="a mapping of sets has no meaning"):
+        made(replace(DATA, label_sets=SETS, class_map={}), kind="asymmetric", rate=0.2, mapping={1: 0})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import importlib
 import io
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -13,60 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from publishers import NAMES, WNIDS, WORDS, contents, lines, module, put, refusal, sized, tar_of
 
 from noisebench.errors import UserError
-from noisebench.image_data import ImageData, is_encoded
-from noisebench.wordnet import names_of, with_ancestors, words_of
-
-WNIDS = ("n01440764", "n01443537", "n02012849", "n03126707")
-WORDS = ("tench, Tinca tinca", "goldfish", "crane", "crane")
-NAMES = ("tench", "goldfish", "crane (n02012849)", "crane (n03126707)")
-
-
-def module(name: str) -> Any:
-    return importlib.import_module(f"noisebench.datasets.{name}")
-
-
-def refusal(name: str, root: Path | None) -> str:
-    with pytest.raises(UserError) as caught:
-        module(name).load(root)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def put(file: Path, content: str | bytes = "") -> None:
-    """A file, whose content is its own name where none is given: what is read tells where it came from."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = content or file.name
-    file.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def lines(file: Path, *rows: str) -> None:
-    put(file, "".join(f"{row}\n" for row in rows))
-
-
-def contents(images: Any) -> list[str]:
-    assert is_encoded(images)
-    return [images.encoded(i).decode() for i in range(len(images))]
-
-
-def tar_of(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return out.getvalue()
-
-
-def sized(monkeypatch: pytest.MonkeyPatch, name: str, **constants: Any) -> None:
-    for constant, value in constants.items():
-        monkeypatch.setattr(module(name), constant, value)
-
+from noisebench.image_data import ImageData
 
 # Every one of them
 
@@ -287,6 +238,35 @@ def test_a_stopped_preparation_of_imagenet_goes_on(packed_imagenet: Path, monkey
     check_imagenet(module("imagenet").load(packed_imagenet.parent))
 
 
+@pytest.mark.parametrize("links", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_imagenet_is_sorted_where_there_are_no_hard_links(
+    packed_imagenet: Path, monkeypatch: pytest.MonkeyPatch, links: int
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(links, os.strerror(links))
+
+    monkeypatch.setattr("os.link", refused)
+    module("imagenet").prepare(packed_imagenet.parent)
+    check_imagenet(module("imagenet").load(packed_imagenet.parent))
+    assert not [file for file in packed_imagenet.iterdir() if file.name.startswith(".val") and file.is_dir()]
+
+
+def test_a_disk_that_is_full_while_imagenet_is_sorted_is_one_line(
+    packed_imagenet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", full)
+        patch.setattr("shutil.copyfile", full)
+        with pytest.raises(UserError, match=r"^ImageNet: .*val cannot be written: No space left on device$"):
+            module("imagenet").prepare(packed_imagenet.parent)
+    assert not (packed_imagenet / "val").exists()
+    module("imagenet").prepare(packed_imagenet.parent)
+    check_imagenet(module("imagenet").load(packed_imagenet.parent))
+
+
 def test_a_forged_development_kit_is_not_opened(packed_imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sized(monkeypatch, "imagenet", FILES={"imagenet/ILSVRC2012_devkit_t12.tar.gz": "0" * 32})
     with pytest.raises(UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz has .* not the published 0000"):
@@ -372,98 +352,6 @@ def test_webvision_is_unpacked_and_mini_needs_no_flickr(webvision: Path) -> None
     module("webvision_mini").prepare(webvision.parent)
     assert contents(module("webvision_mini").load(webvision.parent).train_images) == ["b.jpg", "a.jpg"]
     assert "flickr is missing" in refusal("webvision", webvision.parent)
-
-
-# ImageNet-21k
-
-
-@pytest.fixture
-def imagenet21k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tars of 100 images each of animal > fish > tench, and of crane, which is an animal and a machine."""
-    sized(monkeypatch, "imagenet21k", NUM_CLASSES=4)
-    folder = tmp_path / "imagenet21k"
-    for wnid in ("n00000001", "n00000003", "n00000004", "n00000005"):
-        put(folder / f"{wnid}.tar", tar_of({f"{wnid}_{k}.JPEG": f"{wnid}_{k}".encode() for k in range(100)}))
-    pairs = [("0", "1"), ("1", "2"), ("2", "3"), ("3", "4"), ("1", "5"), ("6", "5")]
-    lines(folder / "wordnet.is_a.txt", *(f"n{a:0>8} n{b:0>8}" for a, b in pairs))
-    lines(folder / "words.txt", "n00000001\tanimal, beast", "n00000003\tfish", "n00000004\ttench", "n00000005\tcrane")
-    return folder
-
-
-def test_imagenet21k_is_multilabel_by_the_hierarchy(imagenet21k: Path) -> None:
-    data = module("imagenet21k").load(imagenet21k.parent)
-    assert data.multilabel
-    assert data.classes == ("animal", "fish", "tench", "crane")
-    assert data.label_sets is not None
-    rows = data.label_sets.multihot(torch.arange(4), 4).tolist()
-    assert rows == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]  # n00000002 is passed through
-
-
-def test_imagenet21k_is_split_once_and_for_all(imagenet21k: Path) -> None:
-    data = module("imagenet21k").load(imagenet21k.parent)
-    train, test = contents(data.train_images), contents(data.test_images)
-    assert len(train) + len(test) == 400
-    assert 6 <= len(test) <= 28  # 16 are expected
-    assert len({*train, *test}) == 400
-    again = module("imagenet21k").load(imagenet21k.parent)
-    assert contents(again.test_images) == test
-    for name, label in zip(train + test, [*data.train_labels, *data.test_labels], strict=True):
-        assert name.startswith(("n00000001", "n00000003", "n00000004", "n00000005")[label])
-
-
-def test_imagenet21k_may_be_unpacked_into_folders(imagenet21k: Path) -> None:
-    packed = module("imagenet21k").load(imagenet21k.parent)
-    for archive in sorted(imagenet21k.glob("*.tar")):
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                found = tar.extractfile(member)
-                assert found
-                put(imagenet21k / archive.stem / member.name, found.read())
-        archive.unlink()
-    data = module("imagenet21k").load(imagenet21k.parent)
-    assert data.classes == packed.classes
-    assert len(data.train_labels) == len(packed.train_labels)
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda f: (f / "n00000004.tar").unlink(), "has 3 tars (WNID.tar), not the 4 of fall 2011"),
-        (lambda f: (f / "n00000004.tar").write_bytes((f / "n00000004.tar").read_bytes()[:2000]), "n00000004.tar"),
-        (lambda f: lines(f / "wordnet.is_a.txt", "n00000000 n00000001"), "lacks 3 of the 4 classes, e.g. n00000003"),
-        (lambda f: lines(f / "wordnet.is_a.txt", "n00000000"), "line 1: 'n00000000' is no pair"),
-    ],
-)
-def test_a_damaged_imagenet21k_is_one_line(imagenet21k: Path, damage: Callable[[Path], Any], says: str) -> None:
-    damage(imagenet21k)
-    assert says in refusal("imagenet21k", imagenet21k.parent)
-
-
-def test_a_synset_above_itself_is_refused(tmp_path: Path) -> None:
-    lines(tmp_path / "is_a.txt", "n00000001 n00000002", "n00000002 n00000003", "n00000003 n00000001")
-    with pytest.raises(UserError, match="a synset stands above itself"):
-        with_ancestors(["n00000001"], tmp_path / "is_a.txt")
-
-
-@given(st.data())
-def test_a_set_is_what_can_be_reached_upwards(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    size = data.draw(st.integers(2, 8))
-    above = np.triu(np.array(data.draw(st.lists(st.lists(st.booleans(), min_size=size, max_size=size),
-                                                min_size=size, max_size=size))), 1)  # fmt: skip
-    above[np.arange(size - 1), np.arange(1, size)] = True  # so that all are in the file
-    wnids = [f"n{i:08}" for i in range(size)]
-    file = tmp_path_factory.mktemp("wordnet") / "is_a.txt"
-    lines(file, *(f"{wnids[a]} {wnids[b]}" for a, b in np.argwhere(above)))
-    kept = data.draw(st.lists(st.integers(0, size - 1), min_size=1, unique=True))
-    reached = np.linalg.matrix_power(above.astype(int) + np.eye(size, dtype=int), size) > 0
-    rows = with_ancestors([wnids[i] for i in kept], file).multihot(torch.arange(len(kept)), len(kept))
-    assert np.array_equal(rows.numpy() > 0, reached[np.ix_(kept, kept)].T)
-
-
-def test_names_are_the_first_words(tmp_path: Path) -> None:
-    lines(tmp_path / "words.txt", *(f"{wnid}\t{words}" for wnid, words in zip(WNIDS, WORDS, strict=True)))
-    assert names_of(WNIDS, words_of(tmp_path / "words.txt")) == NAMES
-    assert names_of(["n00000007"], {}) == ("n00000007",)
 
 
 # ANIMAL-10N and Food-101N

@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from typer.testing import CliRunner
 
 from noisebench import cli, fit, noise, registry
-from noisebench.assembly import Setup, load_dataset, load_source, method_class, split
+from noisebench.assembly import Setup, method_class, split
 from noisebench.board import check_settings
 from noisebench.cell import run_cell
 from noisebench.checks import RECIPE, sample_data
@@ -30,6 +30,7 @@ from noisebench.executors import Place
 from noisebench.finished import FinishedRun
 from noisebench.fitting import Memory
 from noisebench.image_data import ImageData
+from noisebench.loading import load_dataset, load_source
 from noisebench.method import Classifier
 from noisebench.noise import NoisyLabels
 from noisebench.open_set import Mixed, mix
@@ -557,7 +558,7 @@ def test_what_only_the_data_tell_is_refused_when_they_are_loaded(monkeypatch: py
         (own, alike, r"source: 'shapes' shares classes with 'mine' \(Square, CROSS\)"),
         (data, several, "source: images of 'shapes' have several labels"),
     ):
-        monkeypatch.setattr("noisebench.assembly.load_dataset", lambda name, root, download=False, d=second: d)
+        monkeypatch.setattr("noisebench.loading.load_dataset", lambda name, root, download=False, d=second: d)
         with pytest.raises(UserError, match=message):
             load_source(spec, first, "mine", None)
 
@@ -573,7 +574,7 @@ def test_a_source_that_does_not_fit_or_is_missing_is_refused_before_a_board_star
 
     check_settings(board, Place(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr("noisebench.assembly.load_dataset", changed)
+        patch.setattr("noisebench.loading.load_dataset", changed)
         with pytest.raises(
             UserError, match=r"^b: noise\[0\] on digits: source: images of 'shapes' are 7 x 8 x 1 \(H, W"
         ):

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from noisebench import registry
-from noisebench.assembly import whole_dataset
 from noisebench.checks import check_dataset, check_method
 from noisebench.errors import UserError
 from noisebench.listing import everything
+from noisebench.loading import whole_dataset
 from noisebench.method import Classifier
 from noisebench.scaffold import write_plugin
 from noisebench.verifying import verify

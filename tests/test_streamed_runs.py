@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from noisebench import board, cli, label_rows, tracking
-from noisebench.assembly import load_dataset, whole_dataset
 from noisebench.cell import Folder, run_cell
 from noisebench.config import Benchmark, Cell, build
 from noisebench.executors import Place
 from noisebench.fitting import Result, fit
 from noisebench.image_data import ExtraTest
+from noisebench.loading import load_dataset, whole_dataset
 from noisebench.method import Batch, Classifier
 from noisebench.training import Run
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -376,3 +378,17 @@ def test_streams_from_files_and_names_the_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "class0" / "04.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"class0/04\.jpg is no whole image: the file is empty; pass recipe"):
         list(loader.batches(batch_size=B, shuffle=False, **SEEDS))
+
+
+def test_a_worker_that_is_killed_is_told_in_one_line() -> None:
+    """The kernel kills a process for want of memory; torch says only that it exited."""
+    from noisebench._streaming import Workers
+
+    def read(request: int) -> int:
+        if request == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return request
+
+    workers = Workers(read, torch.device("cpu"), 1)
+    with pytest.raises(UserError, match=r"was killed, often for want of memory; lower recipe\.workers"):
+        list(workers.answers([0, 1, 2]))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from noisebench import assembly, board, cli, tracking, transfer
+from noisebench import board, cli, loading, tracking, transfer
 from noisebench.cell import run_cell, weights_sha256
 from noisebench.config import Benchmark, Cell, Recipe, build
 from noisebench.errors import UserError
@@ -292,7 +292,7 @@ def test_a_dataset_of_too_few_images_is_refused(done: Path) -> None:
 def test_a_dataset_of_other_images_is_refused_and_those_that_fit_are_named(
     done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = assembly.load_dataset
+    real = loading.load_dataset
 
     def coloured(name: str, *given: Any) -> ImageData:
         data = real(name, *given)
@@ -303,7 +303,7 @@ def test_a_dataset_of_other_images_is_refused_and_those_that_fit_are_named(
             data, train_images=images[0], test_images=images[1], mean=3 * tuple(data.mean), std=3 * tuple(data.std)
         )
 
-    monkeypatch.setattr(assembly, "load_dataset", coloured)
+    monkeypatch.setattr(loading, "load_dataset", coloured)
     with pytest.raises(
         UserError, match=r"shapes@150: .*3x8x8.*; of the datasets that were named, digits@200 would fit"
     ):
