@@ -118,6 +118,7 @@ class Setup:
         )
 
         def loader(images: Images, y: Labels, at: Tensor | None = None, multihot: bool = False) -> Loader:
+            at = None if at is not None and len(at) == len(y) else at  # they are sorted: at 14 M, 200 MB less
             chosen, sets = torch.from_numpy(y if at is None else y[at.numpy()]), data.label_sets
             if multihot and sets is not None:
                 chosen, sets = sets.multihot(chosen, data.num_classes), None
