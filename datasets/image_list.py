@@ -47,8 +47,8 @@ def load(root: Path | None, download: bool = False, *, path: Path) -> ImageData:
     - ``path``: of the image file, relative to the list's folder.
     - ``label``: its true class, by name or by number. Where any cell holds several, joined by ``;``, all images may
       have several. Or ``labels``: several in any case, as lists (Parquet) or joined by ``;``.
-    - ``split``: ``train`` or ``test``.
-    - ``noisy`` (optional): the class that people gave the image; these become the labels "given" of real noise.
+    - ``split``: ``train``, or ``test`` or ``val`` for the test set.
+    - ``noisy`` (optional): the class that people gave the image; these become the labels "noisy" of real noise.
 
     Where all labels are numbers, classes are called by those, else they are the sorted names. Several classes an image
     are multi-hot labels, or where that would take more than 2 GiB, label sets.
@@ -75,7 +75,7 @@ def load(root: Path | None, download: bool = False, *, path: Path) -> ImageData:
         classes=classes,
         mean=MEAN,
         std=STD,
-        given_labels={"given": arrays["noisy"][train].astype(np.int64)} if facts["noisy"] else {},
+        given_labels={"noisy": arrays["noisy"][train].astype(np.int64)} if facts["noisy"] else {},
         label_sets=label_sets,
     )
 
@@ -115,7 +115,7 @@ def _survey(path: Path) -> tuple[list[str], bool, bool]:
     found, several, noisy = set[str](), False, False
     for row in _rows(path):
         found.update(row.labels)
-        found.add(row.noisy if row.noisy and row.split == "train" else "")  # of test images it names no class
+        found.add(row.noisy if row.noisy and _split(row) == 0 else "")  # of test images it names no class
         several, noisy = several or len(row.labels) != 1, noisy or row.noisy is not None
     found = {label.strip() for label in found} - {""}
     several = several or "labels" in _columns(path)
@@ -130,14 +130,15 @@ def _survey(path: Path) -> tuple[list[str], bool, bool]:
 
 
 def _split(row: Row) -> int:
-    if row.split not in SPLITS:
-        raise unknown(f"{row.where}: split", row.split, SPLITS)
-    return SPLITS.index(row.split)
+    split = "test" if row.split == "val" else row.split
+    if split not in SPLITS:
+        raise unknown(f"{row.where}: split", row.split, (*SPLITS, "val"))
+    return SPLITS.index(split)
 
 
 def _given(cells: LabelCells, row: Row) -> int:
     """The class that people gave a training image; for a test image it does not matter, and may be missing."""
-    return -1 if row.noisy is None or row.split != "train" else cells.number(row.noisy, f"{row.where}: noisy")
+    return -1 if row.noisy is None or _split(row) else cells.number(row.noisy, f"{row.where}: noisy")
 
 
 def _rows(path: Path) -> Iterator[Row]:

@@ -208,12 +208,13 @@ def run_board(
     cells = benchmark.cells()
     results = {cell.fingerprint(): result_of(cell, out) for cell in cells}
     todo = [cell for cell in cells if results[cell.fingerprint()]["status"] != "finished"]
+    if todo:
+        check_settings(benchmark, place)
     describe_board(benchmark, out)
     sender = tracking.start(out, benchmark.name)
     try:
         progress.start(todo, len(cells) - len(todo), out)
         if todo:
-            check_settings(benchmark, place)
             ended = run(todo, place, jobs or default_jobs(benchmark), progress.tick)
             with closing(ended):  # an error here, Ctrl-C too, ends the workers
                 for cell, result in ended:

@@ -214,6 +214,8 @@ def inject(
     from noisebench.config import Noise, build, override
 
     dataset_names.dataset_of(dataset)
+    if dataset_names.sized(dataset)[1] is not None:
+        raise UserError(f"--dataset {dataset}: noise is drawn for the whole training set; leave out @ and the number")
     spec: Noise = build(Noise, override({"kind": noise, "rate": rate}, option or [], "--option"), "noise")
     from noisebench import noise as noise_module
     from noisebench.loading import draw_noise, load_dataset, load_source, make_noise

@@ -56,8 +56,8 @@ def prepare(name: Name, data_root: DataRoot = None, as_json: Json = False) -> No
         print(json.dumps(asdict(found), indent=1))
     elif found.done:
         print(f"{name} is prepared: {', '.join(found.done)}")
-    else:
-        print(f"{name}: nothing was to be done")
+    elif not found.missing:
+        print(f"{name}: there is nothing to unpack or to convert; noisebench data verify {name} checks what is there")
     if found.missing:
         files = f"{found.missing[0]} and {len(found.missing) - 1} more" if found.missing[1:] else found.missing[0]
         fail(f"{name}: {files} missing below {root}; get it from {found.source or 'its publisher'}", 1)

@@ -188,6 +188,8 @@ def notes(table: Table, details: Details = "full") -> list[str]:
             f"{one_line(method)}: {one_line(', '.join(what))}" for method, what in table.privileged.items()
         )
         lines.append(f"‡: given more than noisy labels ({given}); for reference, not ranked or tested.")
+    if table.damaged:
+        lines.append(f"Images that do not decode: {table.damaged} in a run; grey in their place, log.txt names them.")
     scores = dict.fromkeys(METRICS[table.scores[column]].title for column in table.columns) or ["accuracy"]
     more = {
         "short": "NLL, ECE and the rest: in the written files (or with --details). ",

@@ -62,6 +62,7 @@ class Table:
         failures: (method, column, seed, reason) of every failed cell.
         rules: versions of the leaderboard's rules among the results.
         published: a paper's figures, shown beside these; see `beside_paper`.
+        damaged: the most images that did not decode in one run, a grey one in the place of each.
     """
 
     title: str
@@ -77,6 +78,7 @@ class Table:
     failures: tuple[tuple[str, Column, int, str], ...]
     rules: tuple[int, ...]
     published: Published | None = None
+    damaged: int = 0
 
     @classmethod
     def from_results(
@@ -185,6 +187,7 @@ class Table:
             ),
             rules=tuple(sorted({int(result["rules"]) for result in by_place.values() if "rules" in result})),
             published=published,
+            damaged=max((int(result.get("damaged", 0)) for result in by_place.values()), default=0),
         )
 
     def ranking_of(self, column: Column) -> Kind:
@@ -276,6 +279,8 @@ class Table:
             "cells": self.records(),
             "failures": [{"method": m, **c._asdict(), "seed": s, "reason": why} for m, c, s, why in self.failures],
         }
+        if self.damaged:
+            document["damaged"] = self.damaged
         if self.published:
             from noisebench import beside_paper
 

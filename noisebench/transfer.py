@@ -20,9 +20,10 @@ from typing import Any
 from pydantic import model_validator
 
 from noisebench.board import Outcome, Progress, board_folder, result_of, run_board, table_of
-from noisebench.config import Benchmark, Cell, MethodSpec, Start, build, check_names, override
+from noisebench.config import Benchmark, Cell, MethodSpec, Start, build, check_names, override, slugify
 from noisebench.errors import UserError
 from noisebench.executors import Place, run_local
+from noisebench.fingerprints import digest
 from noisebench.table import Table
 
 SIZE = 1000
@@ -133,7 +134,10 @@ def transfer_board(
     upstream = only_column(benchmark, column)
     starts, given = find_starts(upstream, out)
     dataset, noise = upstream.datasets[0], upstream.noise[0].label
-    name, settings = f"{benchmark.name[:55]}-transfer", list(settings)
+    # Of a board with several columns each has tables of its own.
+    slug = f"-{slugify(f'{dataset}-{noise}')[:24]}-{digest([dataset, noise])[:6]}"
+    of = "" if upstream == benchmark else slug
+    name, settings = f"{benchmark.name[: 54 - len(of)]}-transfer{of}", list(settings)
     data = {
         "name": name,
         "title": f"Transfer from {dataset} / {noise}: {benchmark.title or benchmark.name}",

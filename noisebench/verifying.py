@@ -145,7 +145,12 @@ def prepare(name: str, root: Path | None) -> Prepared:
             progress_to(lambda what, *_: done.setdefault(what)),
             published({root / f: md5 for f, md5 in files.items()}),
         ):
-            own(root)
+            try:
+                own(root)
+            except UserError as error:
+                if str(error).endswith("is missing"):
+                    raise UserError(f"{error}; get it from {_source(module)}") from None
+                raise
     missing = [f for f in files if root is not None and not (root / f).exists() and not (own and _packed(f))]
     return Prepared(name, tuple(done), tuple(missing), _source(module))
 

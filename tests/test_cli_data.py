@@ -284,7 +284,10 @@ def test_prepare_unpacks_once(root: Path) -> None:
     assert ran.out == "mine is prepared: checking mine.zip, unpacking mine.zip\n"
     assert (root / "mine" / "one.bin").read_bytes() == ONE
     again = noisebench("data", "prepare", "mine", "--data-root", root)
-    assert (again.code, again.out) == (0, "mine: nothing was to be done\n")
+    assert (again.code, again.out) == (
+        0,
+        "mine: there is nothing to unpack or to convert; noisebench data verify mine checks what is there\n",
+    )
 
 
 def test_prepare_compares_an_archive_before_it_is_unpacked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,10 +321,14 @@ def test_what_prepare_refuses_is_one_line_with_the_files_name(root: Path) -> Non
 
 def test_a_dataset_that_is_not_packed_says_what_is_missing_and_where_it_is(root: Path) -> None:
     ran = noisebench("data", "prepare", "svhn", "--data-root", root)
-    assert (ran.code, ran.out) == (1, "svhn: nothing was to be done\n")
+    assert (ran.code, ran.out) == (1, "")
     assert "train_32x32.mat and 1 more missing" in ran.err
     assert "get it from http://ufldl.stanford.edu/housenumbers" in ran.err
-    assert noisebench("data", "prepare", "digits") == (0, "digits: nothing was to be done\n", "")
+    assert noisebench("data", "prepare", "digits") == (
+        0,
+        "digits: there is nothing to unpack or to convert; noisebench data verify digits checks what is there\n",
+        "",
+    )
 
 
 def test_tinyimagenet_is_unpacked_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,7 @@ def test_noisy_labels_stand_beside_the_true_ones(tmp_path: Path) -> None:
     text = "path,split,noisy,label\n1.jpg,train,cat,dog\n2.jpg,train,cat,cat\n3.jpg,test,,cat\n4.jpg,test,,dog\n"
     data = image_list.load(None, path=listed(tmp_path, text))
     assert data.train_labels.tolist() == [1, 0]
-    assert {name: labels.tolist() for name, labels in data.given_labels.items()} == {"given": [0, 0]}
+    assert {name: labels.tolist() for name, labels in data.given_labels.items()} == {"noisy": [0, 0]}
 
 
 def test_numbers_are_labels(tmp_path: Path) -> None:

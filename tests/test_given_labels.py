@@ -331,3 +331,15 @@ def test_a_further_test_of_other_images_is_refused():
 def test_a_mapping_of_label_sets_is_refused():
     with pytest.raises(UserError, match="a mapping of sets has no meaning"):
         made(replace(DATA, label_sets=SETS, class_map={}), kind="asymmetric", rate=0.2, mapping={1: 0})
+
+
+def test_a_table_says_that_images_were_replaced():
+    from noisebench.drawing import notes
+    from noisebench.table import Table
+
+    metrics = {"last": {"epoch": 1, "accuracy": 0.5}}
+    result = {"label": "a", "dataset": "set", "noise": "clean", "status": "finished", "metrics": metrics}
+    whole = [result | {"seed": seed} for seed in (0, 1)]
+    assert not any("decode" in line for line in notes(Table.from_results(whole)))
+    spoilt = Table.from_results([whole[0] | {"damaged": 3}, whole[1]])
+    assert any("decode: 3 in a run" in line for line in notes(spoilt))
