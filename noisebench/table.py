@@ -266,7 +266,7 @@ class Table:
 
     def to_json(self) -> str:
         """Everything, unrounded; null where there is no number or it is not finite."""
-        document = {
+        document: dict[str, Any] = {
             "title": self.title,
             "ranking": {"metric": self.ranking.metric, "epoch": self.ranking.rule},
             "test": {"name": "Welch t-test, two-tailed", "correction": "Holm, over the column", "alpha": ALPHA},
