@@ -43,7 +43,7 @@ def one_picture() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")  # read before a test of the command line unsets it
 def data_root() -> str:
     """The folder of real datasets; skips with the reason where there is none."""
     root = os.environ.get("NOISEBENCH_DATA")
