@@ -45,7 +45,7 @@ class Real(Kind):
     def draw(self, asked: Asked) -> Drawn:
         if "given" not in asked.options:
             return Drawn(asked.labels.astype(np.int64), None)
-        given = given_of(asked, self.name)
+        given = _given_of(asked, self.name)
         return Drawn(given, float(np.mean(given != asked.labels)), _counted(asked, given))
 
 
@@ -62,7 +62,7 @@ class Matched(Real):
     def draw(self, asked: Asked) -> Drawn:
         if "given" not in asked.options:
             raise UserError(f"given: missing; noise '{self.name}' needs the labels whose T it takes")
-        given = given_of(asked, self.name)
+        given = _given_of(asked, self.name)
         # A row at a time: T itself would be 3.8 GB at K = 21,841.
         rows = np.argsort(asked.labels, kind="stable")
         starts = np.searchsorted(asked.labels[rows], np.arange(asked.num_classes + 1))
@@ -75,7 +75,7 @@ class Matched(Real):
         return Drawn(noisy, float(np.mean(given != asked.labels)), _counted(asked, given))
 
 
-def given_of(asked: Asked, kind: str) -> checks.IntArray:
+def _given_of(asked: Asked, kind: str) -> checks.IntArray:
     """The labels that were given, int64 [N]."""
     given = asked.options["given"]
     if isinstance(given, str):

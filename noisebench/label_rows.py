@@ -88,25 +88,21 @@ def dense_or_sets(train: Listed, test: Listed, count: int) -> tuple[Labels, Labe
         train: labels and sets of the training images; test: of the test images, with sets too or without too.
         count: the number of classes K.
     """
-    from noisebench.image_data import LabelSets  # imports torch, which an index does without
+    import torch  # which an index does without
+
+    from noisebench.image_data import LabelSets
 
     (train_ids, train_sets), (test_ids, test_sets) = train, test
     if train_sets is None or test_sets is None:
         return train_ids, test_ids, None
     if (len(train_ids) + len(test_ids)) * count <= DENSE:
-        return _multi_hot(train_ids, train_sets, count), _multi_hot(test_ids, test_sets, count), None
+        train_rows, test_rows = (
+            LabelSets(*sets).multihot(torch.from_numpy(ids), count).numpy()
+            for ids, sets in ((train_ids, train_sets), (test_ids, test_sets))
+        )
+        return train_rows, test_rows, None
     if train_sets is test_sets:
         return train_ids, test_ids, LabelSets(*train_sets)
     starts = np.concatenate([train_sets[0], test_sets[0][1:] + train_sets[0][-1]])
     both = LabelSets(starts, np.concatenate([train_sets[1], test_sets[1]]))
     return train_ids, test_ids + (len(train_sets[0]) - 1), both
-
-
-def _multi_hot(ids: npt.NDArray[np.int64], sets: Sets, count: int) -> npt.NDArray[np.uint8]:
-    starts, classes = sets
-    sizes = np.diff(starts)[ids]
-    rows = np.repeat(np.arange(len(ids)), sizes)
-    within = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    made = np.zeros((len(ids), count), np.uint8)
-    made[rows, classes[np.repeat(starts[ids], sizes) + within]] = 1
-    return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 import os
 import signal
@@ -14,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import typer
+from commands import noisebench
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -38,29 +38,6 @@ seeds: [0]
 methods: [ce, gce]
 recipe: {epochs: 20, checkpoint_seconds: 0}
 """
-
-
-class Ran(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def noisebench(*argv: str | Path) -> Ran:
-    """The command as the shell starts it, through `main`, but in this process; any traceback is the test's."""
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["noisebench", *map(str, argv)]
-    code: Any = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv = before
-    return Ran(int(code), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import io
@@ -14,12 +13,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from commands import noisebench
 
-from noisebench import cli, loading, registry
+from noisebench import loading, registry
 from noisebench.checks import check_dataset, sample_data
 from noisebench.errors import UserError
 from noisebench.image_data import ExtraTest
@@ -65,28 +65,6 @@ def load(root, download=False):
 def prepare(root):
     unpack(root / "mine.zip", root / "mine")
 '''
-
-
-class Ran(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def noisebench(*argv: str | Path) -> Ran:
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["noisebench", *map(str, argv)]
-    code: Any = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv = before
-    return Ran(int(code), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(autouse=True)
