@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -22,9 +23,15 @@ def completes(what: str) -> Any:
     """Completes the names of one kind in a shell."""
 
     def complete(incomplete: str) -> list[str]:
-        from noisebench import registry
+        from noisebench import execution, registry
 
-        known = registry.benchmarks() if what == "benchmark" else getattr(registry, f"{what}s")().entries
+        of: dict[str, Callable[[], Iterable[str]]] = {
+            "benchmark": registry.benchmarks,
+            "executor": lambda: execution.EXECUTORS,
+            "method": lambda: registry.methods().entries,
+            "dataset": lambda: registry.datasets().entries,
+        }
+        known = of[what]()
         return [name for name in known if name.startswith(incomplete)]
 
     return complete
@@ -43,7 +50,17 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the benchmark, e.g. --set recipe.epochs=30."),
 ]
 Methods = Annotated[str | None, typer.Option("--methods", help="Only these rows, by commas.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", help="Cells at once; the CPU cores by default.", min=1)]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", help="Cells at once; by default as many as the cores or the GPUs hold.", min=1)
+]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        help="Where cells run: local, slurm or ray; what they ask for is execution.* of the benchmark or of --set.",
+        autocompletion=completes("executor"),
+    ),
+]
 DEFAULT_OUT = Path("noisebench-runs")
 
 
@@ -58,6 +75,17 @@ def rows_named(config: Benchmark, names: str) -> tuple[MethodSpec, ...]:
     if not chosen:
         raise UserError("--methods: no row is named; give rows by commas, e.g. --methods ce,gce")
     return tuple(chosen.values())
+
+
+def with_executor(config: Benchmark, name: str | None) -> Benchmark:
+    """The board with the executor that --executor names, if it does."""
+    if name is None:
+        return config
+    from noisebench.execution import EXECUTORS
+
+    if name not in EXECUTORS:
+        raise unknown("--executor", name, EXECUTORS)
+    return config.model_copy(update={"execution": config.execution.model_copy(update={"executor": name})})
 
 
 def console(stderr: bool = False) -> Console:

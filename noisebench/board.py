@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import Any, Literal, Protocol
 from noisebench import dataset_names, tracking
 from noisebench.config import Benchmark, Cell, load_benchmark
 from noisebench.errors import BrokenPlugin, UserError
-from noisebench.executors import Place, cores, run_local
-from noisebench.files import data_root_from, read_json, write_json
+from noisebench.executors import Place, Results, run_cells
+from noisebench.files import data_root_from, is_held, write_json
 from noisebench.grid_figure import draw_grid, sizes_of
+from noisebench.standing import driving, missing, named, result_of
 from noisebench.table import Table
 
 DEFAULT_OUT = Path("noisebench-runs")
@@ -57,28 +59,6 @@ class Outcome:
     def failed(self) -> int:
         """How many cells failed."""
         return sum(result["status"] == "failed" for result in self.results)
-
-    @property
-    def missing(self) -> int:
-        """How many cells another process holds."""
-        return sum(result["status"] == "missing" for result in self.results)
-
-
-def result_of(cell: Cell, out: Path) -> dict[str, Any]:
-    """What stands in the cell's folder, or a "missing" result."""
-    folder = out / cell.folder()
-    found = read_json(folder / "result.json") or read_json(folder / "failure.json") or {}
-    return missing(cell) | found | named(cell)
-
-
-def named(cell: Cell) -> dict[str, str]:
-    """What a board calls a cell: another board may have the same run under another label, or as another size."""
-    return {"label": cell.method.label, "dataset": cell.dataset}
-
-
-def missing(cell: Cell) -> dict[str, Any]:
-    """The result of a cell that has none yet."""
-    return cell.identity() | {"status": "missing", "privileged": []}
 
 
 def board_folder(benchmark: Benchmark, out: Path) -> Path:
@@ -185,22 +165,26 @@ def check_encoded(benchmark: Benchmark, dataset: str) -> None:
         raise UserError(f"{benchmark.name}: noise instance: {why}, and it needs one; give another kind")
 
 
-def default_jobs(benchmark: Benchmark) -> int:
-    """As many cells at once as the cores hold: more threads than cores make each other crawl."""
-    return max(1, cores() // benchmark.recipe.threads)
-
-
 def run_board(
     benchmark: Benchmark,
     place: Place,
     jobs: int | None = None,
     progress: Progress | None = None,
-    run: Callable[..., Any] = run_local,
+    run: Callable[..., Any] = run_cells,
 ) -> Outcome:
     """Run what is not finished, with MLflow kept up to date beside it, and write the tables.
 
+    Cells that another driver of the same board, or of another, is at are waited for.
+
+    Args:
+        benchmark: the board.
+        place: where cells run and write.
+        jobs: cells at once; as many as there is room for by default.
+        progress: told what happens.
+        run: runs cells, see `executors.run_cells`.
+
     Raises:
-        UserError: settings of a method that are wrong.
+        UserError: settings of a method that are wrong, or a place where cells cannot run.
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
     progress = progress or Silent()
@@ -208,21 +192,21 @@ def run_board(
     cells = benchmark.cells()
     results = {cell.fingerprint(): result_of(cell, out) for cell in cells}
     todo = [cell for cell in cells if results[cell.fingerprint()]["status"] != "finished"]
+    ended: Results = (_ for _ in ())
     if todo:
         check_settings(benchmark, place)
+        ended = _waiting(todo, lambda cells: run(cells, place, jobs, progress.tick), out, progress.tick)
     describe_board(benchmark, out)
     sender = tracking.start(out, benchmark.name)
     try:
         progress.start(todo, len(cells) - len(todo), out)
-        if todo:
-            ended = run(todo, place, jobs or default_jobs(benchmark), progress.tick)
-            with closing(ended):  # an error here, Ctrl-C too, ends the workers
-                for cell, result in ended:
-                    if result["status"] == "failed":
-                        result = result_of(cell, out) | result
-                        write_json(out / cell.folder() / "failure.json", result)  # a worker that died could not
-                    results[cell.fingerprint()] = result_of(cell, out) | result | named(cell)
-                    progress.done(cell, result)
+        with driving(board_folder(benchmark, out), place), closing(ended):  # an error, Ctrl-C too, ends the workers
+            for cell, result in ended:
+                if result["status"] == "failed":
+                    result = result_of(cell, out) | result
+                    write_json(out / cell.folder() / "failure.json", result)  # a worker that died could not
+                results[cell.fingerprint()] = result_of(cell, out) | result | named(cell)
+                progress.done(cell, result)
     finally:
         table = table_of(benchmark, list(results.values()))
         table.write(board_folder(benchmark, out))
@@ -230,6 +214,40 @@ def run_board(
             draw_grid(table, board_folder(benchmark, out))
         unsent = sender.finish()
     return Outcome(table, list(results.values()), unsent)
+
+
+def _waiting(cells: list[Cell], run: Callable[[list[Cell]], Results], out: Path, tick: Callable[[], None]) -> Results:
+    """Run cells; those that another process holds are waited for, and run here if it leaves them unfinished.
+
+    The executor checks and places when this is called, not when it is iterated.
+    """
+
+    def ended(batch: Results) -> Results:
+        held: list[Cell] = []
+        while True:
+            with closing(batch) as results:
+                for cell, result in results:
+                    if result["status"] == "held":
+                        held.append(cell)
+                    else:
+                        yield cell, result
+            left: list[Cell] = []
+            while held and not left:
+                for cell in [cell for cell in held if not is_held(out / cell.folder())]:
+                    held.remove(cell)
+                    found = result_of(cell, out)
+                    if found["status"] == "missing":
+                        left.append(cell)
+                    else:
+                        yield cell, found
+                if held and not left:
+                    tick()
+                    time.sleep(0.3)
+            if not left:
+                return
+            batch = run(left)
+
+    return ended(run(cells))
 
 
 def rebuild(benchmark: Benchmark, out: Path, source: Literal["runs", "mlflow"]) -> Table:
@@ -262,5 +280,5 @@ def leaderboard(
         UserError: anything wrong in the benchmark.
     """
     board = load_benchmark(benchmark, settings) if isinstance(benchmark, str) else benchmark
-    place = Place(Path(out).absolute(), data_root_from(data_root))
+    place = Place(Path(out).absolute(), data_root_from(data_root), execution=board.execution)
     return run_board(board, place, jobs).table

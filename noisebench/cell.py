@@ -235,17 +235,18 @@ def run_cell(
     """Run a cell to its end, from its checkpoint where there is one; a finished cell is only read.
 
     Returns:
-        What result.json or failure.json holds; a cell that fails never raises.
+        What result.json or failure.json holds, or {"status": "held", ...} where another process is at it; a cell that
+        fails never raises.
     """
     base = cell.identity()
     path = out / cell.folder()
     path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / "lock", timeout=10)
+    lock = FileLock(path / "lock", timeout=1)
     try:
         lock.acquire()
     except Timeout:
         reason = f"{path} is held by another process; let it finish, or stop it and start again"
-        return base | {"status": "missing", "privileged": [], "reason": reason}
+        return base | {"status": "held", "privileged": [], "reason": reason}
     try:
         done = read_json(path / "result.json")
         if done is not None:

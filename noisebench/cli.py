@@ -7,7 +7,7 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,26 +16,21 @@ from noisebench._cli import (
     DataRoot,
     Device,
     Download,
-    Jobs,
     Json,
-    Methods,
     Out,
     Set,
     completes,
     console,
     fail,
-    rows_named,
     stop_like_ctrl_c,
 )
 from noisebench.cli_analyse import ANALYSE_HELP, analyse
 from noisebench.cli_data import data_app, show_datasets
+from noisebench.cli_leaderboard import leaderboard
 from noisebench.cli_transfer import TRANSFER_HELP, transfer
 from noisebench.cli_tune import TUNE_HELP, tune
 from noisebench.errors import UserError, unknown
 from noisebench.files import data_root_from
-
-if TYPE_CHECKING:
-    from noisebench.table import Table
 
 app = typer.Typer(
     help="Benchmarks for learning with noisy labels: the same noise for every method, statistics in the table.\n\n"
@@ -46,78 +41,7 @@ app = typer.Typer(
 )
 
 
-class Source(str, Enum):
-    """Where a table can be rebuilt from."""
-
-    runs = "runs"
-    mlflow = "mlflow"
-
-
-@app.command()
-def leaderboard(
-    benchmark: Annotated[
-        str, typer.Argument(help="A shipped benchmark or a YAML file.", autocompletion=completes("benchmark"))
-    ] = "digits",
-    methods: Methods = None,
-    seeds: Annotated[str | None, typer.Option(help="These seeds, by commas, e.g. 0,1,2,3,4.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of every run (recipe.epochs).")] = None,
-    settings: Set = None,
-    jobs: Jobs = None,
-    out: Out = DEFAULT_OUT,
-    data_root: DataRoot = None,
-    download: Download = False,
-    device: Device = "auto",
-    rebuild: Annotated[
-        Source | None, typer.Option(help="Run nothing: make the table from the run folders or from MLflow alone.")
-    ] = None,
-    details: Annotated[
-        bool, typer.Option("--details", help="Show every metric: NLL, ECE, top-5, seconds, ...")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Run a leaderboard and print its table. Stopped or killed, the same command goes on from there."""
-    from noisebench import board
-    from noisebench.config import load_benchmark
-    from noisebench.executors import Place
-
-    extra = list(settings or [])
-    if seeds is not None:
-        extra.append(f"seeds=[{seeds}]")
-    if epochs is not None:
-        extra.append(f"recipe.epochs={epochs}")
-    config = load_benchmark(benchmark, extra)
-    if methods is not None:
-        config = config.retitled(f"methods {methods}", methods=rows_named(config, methods))
-    place = Place(out.absolute(), data_root_from(data_root), download, device)
-    terminal = console(stderr=as_json)
-    if rebuild is not None:
-        _show(board.rebuild(config, place.out, rebuild.value), details, as_json)
-        return
-    from noisebench.progress import BoardProgress
-
-    stop_like_ctrl_c()
-    with BoardProgress(terminal, config) as progress:
-        try:
-            outcome = board.run_board(config, place, jobs, progress)
-        except KeyboardInterrupt:
-            progress.close()
-            terminal.print(f"\nStopped with {progress.summary()}. The same command goes on from there.")
-            raise typer.Exit(130) from None
-    _show(outcome.table, details, as_json)
-    folder = board.board_folder(config, out)
-    terminal.print(f"Tables: {folder}/leaderboard.csv, .json, .md, .tex", soft_wrap=True, markup=False)
-    if outcome.unsent:
-        terminal.print(f"MLflow: {outcome.unsent}; the run folders are complete.", soft_wrap=True, markup=False)
-    else:
-        from noisebench.tracking import store_uri
-
-        terminal.print(f"Curves: mlflow ui --backend-store-uri {store_uri(out)}", soft_wrap=True, markup=False)
-    if outcome.failed:
-        fail(f"{outcome.failed} of {len(outcome.results)} cells failed; the table's footer has the reasons", 1)
-    if outcome.missing:
-        fail(f"{outcome.missing} of {len(outcome.results)} cells are held by another process; run this again", 1)
-
-
+app.command()(leaderboard)
 app.command(help=TUNE_HELP)(tune)
 app.command(help=ANALYSE_HELP)(analyse)
 app.command(help=TRANSFER_HELP)(transfer)
@@ -350,13 +274,6 @@ def new(
     print(f"  pip install -e {made}")
     print(f"  noisebench check {name}")
     print(f"  noisebench leaderboard --set '{setting(name, what)}'")
-
-
-def _show(table: Table, details: bool, as_json: bool) -> None:
-    if as_json:
-        print(table.to_json())
-    else:
-        console().print(table.to_rich("full" if details else "short"))
 
 
 def _version(value: bool) -> None:

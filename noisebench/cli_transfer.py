@@ -11,6 +11,7 @@ from noisebench._cli import (
     DataRoot,
     Device,
     Download,
+    ExecutorName,
     Jobs,
     Json,
     Methods,
@@ -20,6 +21,7 @@ from noisebench._cli import (
     fail,
     rows_named,
     stop_like_ctrl_c,
+    with_executor,
 )
 from noisebench.errors import UserError
 from noisebench.files import data_root_from
@@ -64,6 +66,7 @@ def transfer(
         typer.Option("--upstream", metavar="KEY=VALUE", help="What --set changed when the board was run."),
     ] = None,
     jobs: Jobs = None,
+    executor: ExecutorName = None,
     out: Out = DEFAULT_OUT,
     data_root: DataRoot = None,
     download: Download = False,
@@ -83,7 +86,8 @@ def transfer(
     config = load_benchmark(benchmark, list(upstream or []))
     if methods is not None:
         config = config.retitled(f"methods {methods}", methods=rows_named(config, methods))
-    place = Place(out.absolute(), data_root_from(data_root), download, device)
+    config = with_executor(config, executor)
+    place = Place(out.absolute(), data_root_from(data_root), download, device, config.execution)
     board = module.transfer_board(
         config, names, place.out, method=by, size=size, column=column, settings=settings or ()
     )
@@ -110,5 +114,3 @@ def transfer(
         terminal.print(f"MLflow: {outcome.unsent}; the run folders are complete.", soft_wrap=True, markup=False)
     if outcome.failed:
         fail(f"{outcome.failed} of {len(outcome.results)} cells failed; the table's footer has the reasons", 1)
-    if outcome.missing:
-        fail(f"{outcome.missing} of {len(outcome.results)} cells are held by another process; run this again", 1)

@@ -14,6 +14,7 @@ from noisebench._cli import (
     DataRoot,
     Device,
     Download,
+    ExecutorName,
     Jobs,
     Json,
     Methods,
@@ -24,6 +25,7 @@ from noisebench._cli import (
     fail,
     rows_named,
     stop_like_ctrl_c,
+    with_executor,
 )
 from noisebench.files import data_root_from
 
@@ -72,6 +74,7 @@ def tune(
     ] = 1000,
     settings: Set = None,
     jobs: Jobs = None,
+    executor: ExecutorName = None,
     out: Out = DEFAULT_OUT,
     data_root: DataRoot = None,
     download: Download = False,
@@ -88,7 +91,8 @@ def tune(
     from noisebench.executors import Place
     from noisebench.progress import TrialProgress
 
-    place = Place(out.absolute(), data_root_from(data_root), download, device)
+    config = with_executor(config, executor)
+    place = Place(out.absolute(), data_root_from(data_root), download, device, config.execution)
     terminal = console(stderr=as_json)
     stop_like_ctrl_c()
     with TrialProgress(terminal, config) as progress:

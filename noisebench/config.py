@@ -29,6 +29,7 @@ from noisebench._models import Model, Seed
 from noisebench._tuned import Tuned as Tuned
 from noisebench._tuned import TunedRow as TunedRow
 from noisebench.errors import UserError, unknown
+from noisebench.execution import Execution
 from noisebench.fingerprints import dataset_code, digest, files_in, method_code
 from noisebench.open_set import check_source
 from noisebench.published import Published
@@ -140,6 +141,7 @@ class Benchmark(Model):
     recipe: Recipe = Recipe()
     tuned: Tuned | None = None
     published: Published | None = None
+    execution: Execution = Execution()
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -153,7 +155,8 @@ class Benchmark(Model):
     @model_serializer(mode="wrap")
     def _plain(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = serialise(self)
-        return found if found.get("published") else {key: v for key, v in found.items() if key != "published"}
+        as_ever = {"published": None, "execution": Execution()}
+        return {key: value for key, value in found.items() if key not in as_ever or getattr(self, key) != as_ever[key]}
 
     @model_validator(mode="after")
     def _published_has_a_place(self) -> Benchmark:
@@ -336,8 +339,9 @@ def load_benchmark(name: str, settings: list[str] | None = None) -> Benchmark:
     benchmark: Benchmark = build(Benchmark, changed, path.name)
     if settings:
         written: Benchmark = build(Benchmark, data, path.name)
-        if benchmark != written.model_copy(update={"published": None}):  # a quick trial must not pass for the board
-            benchmark = benchmark.retitled(", ".join(settings))
+        same = {"published": None, "execution": benchmark.execution}
+        if benchmark != written.model_copy(update=same):  # a quick trial must not pass for the board
+            benchmark = benchmark.retitled(", ".join(s for s in settings if not s.startswith("execution.")))
         benchmark = benchmark.model_copy(update={"published": written.published if figures else None})
     check_names(benchmark, path.name)
     return benchmark

@@ -60,6 +60,19 @@ def make_once(file: Path, make: Callable[[Path], None]) -> None:
         aside.replace(file)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the file ``lock`` of a folder."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / "lock").exists():
+        return False
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def data_root_from(given: str | Path | None) -> Path | None:
     """The dataset root: as given, or NOISEBENCH_DATA, or none."""
     root = given or os.environ.get("NOISEBENCH_DATA")

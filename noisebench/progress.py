@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from noisebench.config import Benchmark, Cell
 from noisebench.metrics import METRICS, SCORES, score_of
+from noisebench.standing import epochs_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,10 +74,7 @@ class _Live:
         return [(cell, n) for cell in cells if 0 < (n := self._epochs_of(cell)) < self._epochs]
 
     def _epochs_of(self, cell: Cell) -> int:
-        try:
-            return (self._out / cell.folder() / "metrics.jsonl").read_bytes().count(b"\n")
-        except OSError:
-            return 0
+        return epochs_of(self._out / cell.folder())
 
     def _and_failed(self) -> str:
         return f", {self._failed} failed" if self._failed else ""

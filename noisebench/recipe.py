@@ -14,7 +14,7 @@ Epochs = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0,
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
-LATER = ("image_size", "crop_area", "skip_damaged", "test_size", "evaluate", "start")
+LATER = ("image_size", "crop_area", "skip_damaged", "test_size", "evaluate", "start", "ranks")
 """Settings of a recipe that finished runs may not have had."""
 
 
@@ -75,6 +75,7 @@ class Recipe(Model):
     loader: Literal["auto", "resident", "streaming"] = "auto"
     workers: int = Field(default=2, ge=0)
     threads: int = Field(default=1, ge=1)
+    ranks: int = Field(default=1, ge=1, strict=True)  # processes that share every batch
     checkpoint_seconds: float = Field(default=20, ge=0)  # 0: after every epoch, never within one
 
     @model_validator(mode="after")

@@ -19,11 +19,12 @@ from typing import Any
 
 from pydantic import model_validator
 
-from noisebench.board import Outcome, Progress, board_folder, result_of, run_board, table_of
+from noisebench.board import Outcome, Progress, board_folder, run_board, table_of
 from noisebench.config import Benchmark, Cell, MethodSpec, Start, build, check_names, override, slugify
 from noisebench.errors import UserError
-from noisebench.executors import Place, run_local
+from noisebench.executors import Place, run_cells
 from noisebench.fingerprints import digest
+from noisebench.standing import result_of
 from noisebench.table import Table
 
 SIZE = 1000
@@ -207,7 +208,7 @@ def transfer(
     place: Place,
     jobs: int | None = None,
     progress: Progress | None = None,
-    run: Callable[..., Any] = run_local,
+    run: Callable[..., Any] = run_cells,
 ) -> Transferred:
     """Fine-tune what is not finished, and write both tables: `leaderboard.*`, and `mean/leaderboard.*` below it.
 

@@ -23,13 +23,14 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
-from noisebench.board import board_folder, check_settings, default_jobs, result_of
+from noisebench.board import board_folder, check_settings
 from noisebench.config import Benchmark, Cell, MethodSpec, Tuned, TunedRow
 from noisebench.errors import UserError
-from noisebench.executors import Place, run_local
+from noisebench.executors import Place, run_cells
 from noisebench.files import write_text
 from noisebench.metrics import score_of
 from noisebench.reading import build, parse_yaml, to_yaml
+from noisebench.standing import result_of
 from noisebench.streams import stream
 from noisebench.studies import Study, Trial, open_store
 from noisebench.training import make_fabric
@@ -209,7 +210,7 @@ class _Trials:
         Raises:
             UserError: another process holds it.
         """
-        if result["status"] == "missing":
+        if result["status"] == "held":
             raise UserError(str(result["reason"]))
         for job in self._waiting.pop(cell.fingerprint()):
             job.ended[cell.fingerprint()] = result
@@ -258,7 +259,7 @@ def tune(
     search: Iterable[str] = (),
     jobs: int | None = None,
     progress: Progress | None = None,
-    run: Callable[..., Any] = run_local,
+    run: Callable[..., Any] = run_cells,
 ) -> Tuning:
     """Try settings for every row of a board and write the tuned board beside its tables.
 
@@ -273,7 +274,7 @@ def tune(
         search: see `plan`.
         jobs: cells at once; the cores by default.
         progress: told what happens.
-        run: runs cells, see `executors.run_local`.
+        run: runs cells, see `executors.run_cells`.
 
     Raises:
         UserError: a mistake in the board or a space, missing data, or another process in the way.
@@ -318,7 +319,7 @@ def _tune(
         progress.start(rows, sum(len(study.ended) for _, study in studies), place.out)
         running = _Trials(benchmark, studies, place.out, seed, progress)
         if first := running.more():
-            with closing(run(first, place, jobs or default_jobs(benchmark), progress.tick, running.more)) as ended:
+            with closing(run(first, place, jobs, progress.tick, running.more)) as ended:
                 for cell, result in ended:
                     running.settle(cell, result)
         return [TunedTo(row, best_of(study.ended), tuple(study.ended)) for row, study in studies]

@@ -21,8 +21,8 @@ CELLS = 10_000
 PLACE = """
 import sys
 from pathlib import Path
-from noisebench.board import result_of
 from noisebench.config import load_benchmark
+from noisebench.standing import result_of
 cells = load_benchmark(sys.argv[1]).cells()
 assert all(result_of(cell, Path(sys.argv[2]))["status"] == "finished" for cell in cells)
 assert len(cells) == int(sys.argv[3]) and not {"torch", "mlflow"} & set(sys.modules)

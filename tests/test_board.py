@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -21,10 +22,11 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from noisebench import board, cli, executors, registry, tracking
+from noisebench import board, cli, files, local_executor, registry, tracking
 from noisebench.config import Benchmark, Cell, build, load_benchmark
 from noisebench.errors import UserError
-from noisebench.executors import MAX_DEATHS, Place, run_local
+from noisebench.executors import Place, run_cells
+from noisebench.local_executor import MAX_DEATHS
 
 # No import of torch up here: the workers of the tests with made-up work import this file.
 
@@ -38,6 +40,9 @@ SMALL: dict[str, Any] = {
     "methods": ["ce", "elr"],
     "recipe": {"epochs": 3, "batch_size": 64, "train_size": 240, "checkpoint_seconds": 0},
 }
+
+
+NUMBERS = {which: {"epoch": 3, "accuracy": 0.5, "nll": 1.5, "ece": 0.1} for which in ("last", "selected", "best")}
 
 
 def small(**changes: Any) -> Benchmark:
@@ -57,7 +62,7 @@ def run(benchmark: Benchmark, out: Path, how: Callable[..., Any] = here, jobs: i
     return board.run_board(benchmark, Place(out, accelerator="cpu"), jobs, run=how)
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def tables_in(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("leaderboard.*")}
 
 
@@ -165,14 +170,14 @@ def plugins(plugin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 def test_a_second_call_runs_nothing_and_writes_the_same_bytes(tmp_path: Path, no_mlflow: None) -> None:
     first = run(small(), tmp_path)
     folder = board.board_folder(small(), tmp_path)
-    before = files(folder)
+    before = tables_in(folder)
     assert before.keys() == {f"leaderboard.{suffix}" for suffix in ("csv", "json", "md", "tex")}
 
     def never(*_: Any) -> None:
         raise AssertionError("a finished cell ran again")
 
     second = run(small(), tmp_path, never)
-    assert files(folder) == before
+    assert tables_in(folder) == before
     assert second.results == first.results
     # More methods leave the finished cells as they are.
     ran: list[str] = []
@@ -187,7 +192,7 @@ def test_a_second_call_runs_nothing_and_writes_the_same_bytes(tmp_path: Path, no
 
 
 def test_two_workers_give_the_same_weights_and_numbers_as_one_process(tmp_path: Path, no_mlflow: None) -> None:
-    one, two = run(small(), tmp_path / "one"), run(small(), tmp_path / "two", run_local, 2)
+    one, two = run(small(), tmp_path / "one"), run(small(), tmp_path / "two", run_cells, 2)
     assert [r["status"] for r in one.results] == ["finished"] * 2
     weights = [[r["weights_sha256"] for r in outcome.results] for outcome in (one, two)]
     assert weights[0] == weights[1]
@@ -250,7 +255,7 @@ def test_cells_fail_with_their_reasons_and_the_others_finish(
 ) -> None:
     """A NaN, a plug-in that does not import, and one whose worker dies, all on one board."""
     deaths = 2  # a worker takes seconds to start
-    monkeypatch.setattr(executors, "MAX_DEATHS", deaths)
+    monkeypatch.setattr(local_executor, "MAX_DEATHS", deaths)
     file = tmp_path / "odd.yaml"
     file.write_text(yaml.safe_dump(SMALL | {"name": "odd", "methods": ["nan_at", "broken", "dies", "ce"]}))
     out = tmp_path / "out"
@@ -351,19 +356,42 @@ def test_noise_is_injected_into_multihot_labels_from_the_command_line(
     assert {file.name for file in (tmp_path / "n").iterdir()} == {"noise.npz", "noise.json", "transition.png"}
 
 
-def test_a_cell_that_another_process_holds_is_missing(
-    tmp_path: Path, no_mlflow: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from noisebench import cell as cell_module
+def test_a_cell_that_another_process_holds_is_waited_for(tmp_path: Path, no_mlflow: None) -> None:
+    """Whether the other one finishes it, fails at it, or leaves it."""
+    benchmark = small(methods=["ce", "elr", "gce"])
+    finishes, fails, leaves = (tmp_path / cell.folder() for cell in benchmark.cells())
+    locks = [FileLock(folder / "lock") for folder in (finishes, fails, leaves)]
+    for folder, lock in zip((finishes, fails, leaves), locks, strict=True):
+        folder.mkdir(parents=True)
+        lock.acquire()
 
-    monkeypatch.setattr(cell_module, "FileLock", lambda file, timeout: FileLock(file, timeout=0.1))
-    held = tmp_path / small().cells()[0].folder()
-    held.mkdir(parents=True)
-    with FileLock(held / "lock"):
-        outcome = run(small(), tmp_path)
-    assert [r["status"] for r in outcome.results] == ["missing", "finished"]
-    assert "held by another process" in outcome.results[0]["reason"]
-    assert [r["status"] for r in run(small(), tmp_path).results] == ["finished"] * 2
+    class Others(board.Silent):
+        """The other process: it comes to its end while this one waits."""
+
+        def tick(self) -> None:
+            if lock.is_locked:
+                files.write_json(finishes / "result.json", {"status": "finished", "seconds": 1, "metrics": NUMBERS})
+                files.write_json(fails / "failure.json", {"status": "failed", "reason": "of another process"})
+                for one in locks:
+                    one.release()
+
+    outcome = board.run_board(benchmark, Place(tmp_path, accelerator="cpu"), 1, Others(), here)
+    assert [r["status"] for r in outcome.results] == ["finished", "failed", "finished"]
+    assert [r.get("reason") for r in outcome.results] == [None, "of another process", None]
+    assert outcome.results[0]["seconds"] == 1
+    assert "started" in (leaves / "log.txt").read_text()
+
+
+def test_two_drivers_of_one_board_train_each_cell_once(tmp_path: Path) -> None:
+    benchmark = tmp_path / "board.yaml"
+    benchmark.write_text(yaml.safe_dump(SMALL | {"name": "two", "methods": ["ce", "elr", "gce", "mixup"]}))
+    command = [sys.executable, "-m", "noisebench", "leaderboard", benchmark, "--jobs", "1", "--out", tmp_path / "out"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    tables = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert tables[0].split("Tables:")[0] == tables[1].split("Tables:")[0]
+    logs = [file.read_text() for file in (tmp_path / "out").glob("runs/*/log.txt")]
+    assert [log.count("started") for log in logs] == [1] * 4, logs
 
 
 # ---------------------------------------------------------------------------------- workers, with work made up for it
@@ -383,9 +411,9 @@ def made_up_work(cell: Cell, place: Place) -> dict[str, Any]:
 
 
 def outcomes(labels: list[str], jobs: int, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(executors, "_work", made_up_work)
+    monkeypatch.setattr(local_executor, "_work", made_up_work)
     methods = [{"name": "gce", "label": label, "hparams": {"q": 0.5 + 0.01 * i}} for i, label in enumerate(labels)]
-    found = [(c.method.label, r) for c, r in run_local(small(methods=methods).cells(), Place(out), jobs)]
+    found = [(c.method.label, r) for c, r in run_cells(small(methods=methods).cells(), Place(out), jobs)]
     assert sorted(label for label, _ in found) == sorted(labels)  # each exactly once
     return dict(found)
 
@@ -443,9 +471,9 @@ def test_a_result_is_not_lost_if_the_pool_breaks_right_after_it(
 def test_a_cell_that_was_given_up_is_failed_in_a_rebuilt_table_too(
     tmp_path: Path, no_mlflow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executors, "_work", made_up_work)
+    monkeypatch.setattr(local_executor, "_work", made_up_work)
     benchmark = small(methods=[{"name": "ce", "label": "dies"}])
-    outcome = run(benchmark, tmp_path, run_local)
+    outcome = run(benchmark, tmp_path, run_cells)
     assert outcome.failed == 1
     assert board.rebuild(benchmark, tmp_path, "runs").to_json() == outcome.table.to_json()
 

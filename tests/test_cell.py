@@ -396,7 +396,7 @@ def test_a_folder_that_another_process_holds_is_left_alone(tmp_path: Path, monke
     monkeypatch.setattr(cell_module, "FileLock", lambda file, timeout: FileLock(file, timeout=min(timeout, 0.2)))
     with FileLock(folder / "lock"):
         result = run(cell, tmp_path)
-    assert result["status"] == "missing"
+    assert result["status"] == "held"
     assert result["reason"] == f"{folder} is held by another process; let it finish, or stop it and start again"
     assert {file.name for file in folder.iterdir()} <= {"lock"}
 

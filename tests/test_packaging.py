@@ -135,7 +135,8 @@ def test_starting_up_imports_neither_torch_nor_mlflow(code: str, tmp_path: Path)
 def test_placing_a_board_of_10_000_cells_imports_neither_torch_nor_mlflow(tmp_path: Path) -> None:
     code = """
 from pathlib import Path
-from noisebench.board import result_of, table_of
+from noisebench.board import table_of
+from noisebench.standing import result_of
 from noisebench.config import load_benchmark
 seeds = list(range(1250))
 config = load_benchmark("digits", [f"seeds={seeds}", "methods=[ce, gce, elr, mixup]"])

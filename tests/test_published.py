@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from scipy.stats import t
 
-from noisebench import beside_paper, board
+from noisebench import beside_paper, board, standing
 from noisebench.config import Benchmark, build, load_benchmark, parse_yaml
 from noisebench.errors import UserError
 from noisebench.reading import to_yaml
@@ -54,7 +54,7 @@ def results(benchmark: Benchmark, last: tuple[float, ...] = (0.80, 0.81, 0.85)) 
     """Finished cells of ce and gce; mixup has not run."""
     found = []
     for cell in benchmark.cells():
-        result = board.missing(cell)
+        result = standing.missing(cell)
         if cell.method.name != "mixup":
             numbers = {"epoch": 3, "accuracy": last[cell.seed], "nll": 0.5, "ece": 0.1}
             at = {"last": numbers, "best": numbers | {"accuracy": 0.9}}

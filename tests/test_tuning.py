@@ -16,10 +16,10 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noisebench import executors, registry
+from noisebench import local_executor, registry
 from noisebench.config import Benchmark, Cell, build, load_benchmark
 from noisebench.errors import UserError
-from noisebench.executors import Place, run_local
+from noisebench.executors import Place, run_cells
 from noisebench.files import write_json
 from noisebench.search import Choice, Range, assign, parse_search
 
@@ -571,7 +571,7 @@ def test_a_board_is_tuned_by_one_process_at_a_time(tmp_path: Path) -> None:
 def test_a_cell_that_another_process_holds_stops_it_and_it_goes_on_later(undisturbed: Any, tmp_path: Path) -> None:
     class Held(MadeUp):
         def result(self, cell: Cell, folder: Path) -> dict[str, Any]:
-            return cell.identity() | {"status": "missing", "reason": f"{folder} is held by another process"}
+            return cell.identity() | {"status": "held", "reason": f"{folder} is held by another process"}
 
     with pytest.raises(UserError, match="is held by another process"):
         tune(small(), tmp_path, Held())
@@ -645,7 +645,7 @@ def made_up_work(cell: Cell, place: Place) -> dict[str, Any]:
 def test_cells_that_follow_from_results_run_in_the_same_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executors, "_work", made_up_work)
+    monkeypatch.setattr(local_executor, "_work", made_up_work)
     cells = small(methods=["ce"], noise=[{"kind": "none"}], seeds=[0, 1, 2, 3, 4]).cells()
     ended: list[int] = []
     later = {0: cells[1:3], 2: cells[3:4], 3: cells[4:]}
@@ -653,7 +653,7 @@ def test_cells_that_follow_from_results_run_in_the_same_workers(
     def more() -> list[Cell]:
         return later.pop(ended[-1], [])
 
-    for _, result in run_local(cells[:1], Place(tmp_path), 2, more=more):
+    for _, result in run_cells(cells[:1], Place(tmp_path), 2, more=more):
         ended.append(result["seed"])
     assert sorted(ended) == [0, 1, 2, 3, 4]
     assert ended[0] == 0
