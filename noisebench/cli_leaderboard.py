@@ -139,12 +139,16 @@ def _detach(benchmark: Benchmark, out: Path, as_json: bool) -> None:
     """Start the same command without --detach in the background; wait until it drives the board, or is done.
 
     Raises:
-        typer.Exit: it ended at once with an error, which its log has.
+        UserError: somebody drives it already.
+        typer.Exit: it ended at once: it had nothing to do, or an error stopped it.
     """
     from noisebench.board import board_folder
     from noisebench.standing import drivers
 
     folder = board_folder(benchmark, out)
+    for one in drivers(folder):
+        where = f"process {one['process']} on {one['host']}"
+        raise UserError(f"--detach: {benchmark.name} is driven by {where} already; --status says how far it is")
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "driver.log"
     words = [word for word in sys.argv[1:] if word not in ("--detach", "--json")]
@@ -159,7 +163,7 @@ def _detach(benchmark: Benchmark, out: Path, as_json: bool) -> None:
         )
     while process.poll() is None and process.pid not in [one["process"] for one in drivers(folder)]:
         time.sleep(0.2)
-    if process.returncode is not None:  # it had nothing to do, or an error stopped it
+    if process.returncode is not None:
         print(log.read_text("utf-8", errors="replace").rstrip(), file=sys.stderr)
         raise typer.Exit(process.returncode)
     if as_json:

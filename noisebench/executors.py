@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from noisebench.config import Cell
 from noisebench.execution import EXECUTORS, Execution
 
-Results = Generator[tuple[Cell, dict[str, Any]], None, None]
-"""Cells, each with what `cell.run_cell` gave for it; to be closed."""
+Ended = tuple[Cell, dict[str, Any]]
+"""A cell and what `cell.run_cell` gave for it."""
+Results = Generator[Ended, None, None]
 
 
 @dataclass(frozen=True)
