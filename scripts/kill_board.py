@@ -2,6 +2,9 @@
 
 Run it as ``python scripts/kill_board.py --kills 20``; it exits with 1 where anything differs from an undisturbed run.
 A board that is finished before the last kill is checked and begun anew in another folder, until all kills were dealt.
+
+With ``--executor slurm`` or ``ray`` it starts a cluster of one node for itself, and kills jobs and slurmd, or Ray's
+workers; what it compares with is always the undisturbed board on local workers.
 """
 
 from __future__ import annotations
@@ -18,15 +21,97 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from noisebench import tracking
 
+HERE = Path(__file__).parent
 METHODS = ("ce", "elr", "forward", "co_teaching")
 WORKERS_KILLED = 2
 """At most so many workers of one driver: a cell whose worker died three times is rightly given up."""
+
+
+class Local:
+    """Workers of the driver's own."""
+
+    words: tuple[str, ...] = ()
+    """What the command is given to run there."""
+
+    def workers(self, driver: int) -> list[int]:
+        """The processes in which cells run."""
+        return [pid for pid, parent, words in processes() if parent == driver and "spawn_main" in words]
+
+    def daemon(self) -> int | None:
+        """A process without which no new cell starts, and whose name; it may be killed too."""
+        return None
+
+    def mend(self) -> None:
+        """Start a daemon that was killed."""
+
+    def stop(self) -> None:
+        """End the cluster."""
+
+
+class Slurm(Local):
+    """A cluster of one node on this machine."""
+
+    words = ("--executor", "slurm")
+
+    def __init__(self, folder: Path, port: int = 26817) -> None:
+        self.folder, self.port = folder, port
+        self.mend()
+        os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+
+    def _script(self, what: str) -> None:
+        script = [HERE / "slurm_single_node.sh", what, self.folder, str(self.port)]
+        subprocess.run(script, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def workers(self, driver: int) -> list[int]:
+        """The processes in which cells run."""
+        return [pid for pid, _, words in processes() if "submitit.core._submit" in words and "srun" not in words]
+
+    def daemon(self) -> int | None:
+        """slurmd, which starts what the controller sends it."""
+        return int((self.folder / "slurmd.pid").read_text())
+
+    def mend(self) -> None:
+        """Start what does not run of it."""
+        self._script("start")
+
+    def stop(self) -> None:
+        """End the cluster."""
+        self._script("stop")
+
+
+class Ray(Local):
+    """A cluster of one node on this machine."""
+
+    def __init__(self, folder: Path, port: int = 36379) -> None:
+        self.folder = folder
+        self.words = ("--executor", "ray", "--set", f"execution.ray.address=127.0.0.1:{port}")
+        self._script("start", "--port", str(port))
+
+    def _script(self, what: str, *words: str) -> None:
+        script = [HERE / "ray_local.sh", what, "--folder", self.folder, *words]
+        subprocess.run(script, check=True, stdout=subprocess.DEVNULL)
+
+    def workers(self, driver: int) -> list[int]:
+        """The processes in which cells run."""
+        return [pid for pid, _, words in processes() if words.startswith("ray::") and "IDLE" not in words]
+
+    def stop(self) -> None:
+        """End the cluster."""
+        self._script("stop")
+
+
+def processes() -> Iterator[tuple[int, int, str]]:
+    """Every process: its number, its parent's, its words."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    for pid, parent, words in (line.split(None, 2) for line in found.splitlines()):
+        yield int(pid), int(parent), words
 
 
 @dataclass
@@ -38,6 +123,7 @@ class Board:
     seeds: tuple[int, ...] = (0, 1)
     epochs: int = 12
     jobs: int = 2
+    engine: Local = field(default_factory=Local)
     name = "digits"
     seen: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -48,6 +134,7 @@ class Board:
         command += ["--epochs", str(self.epochs), "--jobs", str(self.jobs), "--device", "cpu"]
         command += ["--set", "noise=[{kind: symmetric, rate: 0.4, include_true: false}]"]
         command += ["--set", "recipe.checkpoint_seconds=0.01"]  # after every epoch, and often within one
+        command += self.engine.words
         environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / "driver.log").open("ab") as log:
@@ -115,13 +202,6 @@ def without_seconds(metrics: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in metrics.items() if k != "seconds"}
 
 
-def workers_of(driver: int) -> list[int]:
-    """The processes in which a driver runs cells."""
-    found = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    rows = (line.split(None, 2) for line in found.splitlines())
-    return [int(pid) for pid, parent, words in rows if int(parent) == driver and "spawn_main" in words]
-
-
 def outlives(group: int, seconds: float = 10) -> bool:
     """Whether any process of a killed driver's group is still there after a while."""
     end = time.monotonic() + seconds
@@ -173,10 +253,17 @@ class Killing:
                 if driver.returncode:
                     self.faults.append(f"{board.out.name}: exit code {driver.returncode}: {board.said()[-500:]}")
                 return True, dealt
-            workers = workers_of(driver.pid)
-            if workers and dealt < WORKERS_KILLED and not self.only_driver and self.rng.random() < 0.35:
-                os.kill(self.rng.choice(workers), signal.SIGKILL)
-                self.counts["workers"] += 1
+            workers, daemon = board.engine.workers(driver.pid), board.engine.daemon()
+            which = 1.0 if self.only_driver else self.rng.random()
+            if workers and dealt < WORKERS_KILLED and which < 0.35:
+                with suppress(ProcessLookupError):  # it may just have done its work
+                    os.kill(self.rng.choice(workers), signal.SIGKILL)
+                    self.counts["workers"] += 1
+            elif daemon and which < 0.6:
+                os.kill(daemon, signal.SIGKILL)
+                self.counts["daemons"] += 1
+                time.sleep(self.rng.uniform(0, self.longest))
+                board.engine.mend()
             else:
                 self._kill_driver(board, driver)
                 return False, dealt + 1
@@ -277,6 +364,7 @@ def main() -> int:
     parser.add_argument(
         "--longest", type=float, default=4, help="seconds of a start, or of training, at most (default: 4)"
     )
+    parser.add_argument("--executor", choices=("local", "slurm", "ray"), default="local")
     parser.add_argument("--out", type=Path, help="where the boards go (default: a temporary folder, kept on a fault)")
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="kill-board-"))
@@ -284,14 +372,20 @@ def main() -> int:
     undisturbed = Board(out / "undisturbed", jobs=options.jobs)
     undisturbed.finish()
     print(f"undisturbed: {len(undisturbed.cells())} cells, {time.monotonic() - began:.0f} s; {out}", flush=True)
+    cluster = out / "cluster"
+    engine = {"local": Local, "slurm": lambda: Slurm(cluster), "ray": lambda: Ray(cluster)}[options.executor]()
     killing = Killing(undisturbed, random.Random(options.seed), options.longest)
     counts = killing.counts
-    while (left := options.kills - counts["drivers"] - counts["workers"]) > 0:
-        killing.disturb(Board(out / f"disturbed-{counts['boards'] + 1}", jobs=options.jobs), left)
+    try:
+        while (left := options.kills - counts["drivers"] - counts["workers"] - counts["daemons"]) > 0:
+            killing.disturb(Board(out / f"disturbed-{counts['boards'] + 1}", jobs=options.jobs, engine=engine), left)
+    finally:
+        engine.stop()
     row = {
-        "kills": counts["drivers"] + counts["workers"],
+        "kills": counts["drivers"] + counts["workers"] + counts["daemons"],
         "of drivers": counts["drivers"],
         "of workers": counts["workers"],
+        "of slurmd": counts["daemons"],
         "boards": counts["boards"],
         "cells": counts["boards"] * len(undisturbed.cells()),
         "resumed": counts["resumed"],
