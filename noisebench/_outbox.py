@@ -1,6 +1,6 @@
 """The run folders as an outbox: what a board has written, what of it is acknowledged, and the sending of the rest.
 
-MLflow itself stands behind `noisebench.tracking.Store`; nothing here imports it.
+MLflow itself stands behind `noisebench._store.Store`; nothing here imports it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from noisebench._reaching import Silent, shown
 from noisebench._sending import Pending
-from noisebench.files import read_json, write_json
+from noisebench.files import is_held, read_json, write_json
 
 if TYPE_CHECKING:
-    from noisebench.tracking import Store, StoredRun
+    from noisebench._store import Store, StoredRun
 
 PARAM_LIMIT, TAG_LIMIT, NAME_LIMIT = 6000, 8000, 250
 """What MLflow takes at most, in characters: a parameter's value, a tag's value, a name."""
@@ -31,6 +32,8 @@ TABLES = (
     *("leaderboard.md", "leaderboard.csv", "leaderboard.json", "leaderboard.tex"),
     *("leaderboard-published.csv", "grid.png"),  # of boards that have them
 )
+STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED"}
+"""A cell's status as MLflow shows it; every other is FAILED. Stopped: neither finished nor does anybody run it."""
 NOISE_FILES = {"noise.json": math.inf, "transition.png": math.inf, "noise.npz": 5e6}
 """What is logged of a noise artefact, and up to how many bytes."""
 
@@ -127,8 +130,7 @@ def tags_of(facts: dict[str, Any]) -> dict[str, str]:
 
 def one_line(error: BaseException) -> str:
     """One line, without the password that an address may hold."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return cut(re.sub(r"//[^/@\s]+@", "//***@", text), 200)
+    return cut(shown(" ".join(str(error).split()) or type(error).__name__), 200)
 
 
 class Outbox:
@@ -155,6 +157,10 @@ class Outbox:
         self._clean: dict[str, object] = {}  # fingerprint -> the files' state when all of it was acknowledged
         self._final: set[str] = set()
         self._failures: dict[str, int] = {}
+        self._noise: set[str] = set()  # folders of the artefacts that the board's run has
+        self.sent_cells: set[str] = set()
+        """Fingerprints of the cells of which anything was sent."""
+        self._ending = False  # a cell that nobody runs is stopped then; before, its next epoch may come at any moment
 
     def close(self) -> None:
         """Let another sender have the board."""
@@ -167,19 +173,37 @@ class Outbox:
         MLflow is imported only if there is something to send.
         """
         try:
-            return self._sync()
+            for _ in range(3):
+                pending = self._sync()
+                if pending is not None:
+                    return pending
+            return Pending(self._count(), "other processes send this board, too")
         except Timeout:
-            return Pending(self._count(), "another process is sending this board")
+            return Pending(self._count(), "another process is sending this board", worth_trying=False)
+        except Silent as silent:
+            self._store = None
+            return Pending(self._count(), cut(str(silent), 200), worth_trying=False)
         except Exception as error:
             self._store = None
             return Pending(self._count(), one_line(error))
+
+    def sync_to_the_end(self) -> Pending:
+        """The last sync of a process: a cell that nobody runs now is shown as killed, and what fails is tried again."""
+        self._ending = True
+        for pause in (0, 0.5, 1):  # another sender may have just removed the double that this one wrote to
+            time.sleep(pause)
+            pending = self.sync()
+            if not (pending and pending.worth_trying):
+                break
+        return pending
 
     def _count(self) -> int:
         with suppress(Exception):
             return sum(self._unsent(cell) for cell in load(self.folder / "board.json")["cells"])
         return 0
 
-    def _sync(self) -> Pending:
+    def _sync(self) -> Pending | None:
+        """None: another process made the same runs at the same time; what was sent to those that went is sent again."""
         board = load(self.folder / "board.json")
         if not board:
             return Pending(0, f"there is no board.json in {self.folder}")
@@ -198,6 +222,7 @@ class Outbox:
             known = {"", *self._store.runs}  # what was acknowledged and is gone is sent again
             work = [c for c in board["cells"] if self._unsent(c) or self._ack(c).get("run_id", "") not in known]
         parent = self._store.parent(board)
+        self._claim(self._store, board, parent)
         # Cells that failed to go before come last, lest three bad ones keep the others waiting for ever.
         work.sort(key=lambda cell: self._failures.get(cell["fingerprint"], 0))
         unsent, in_a_row, reason = 0, 0, ""
@@ -211,6 +236,9 @@ class Outbox:
             except Exception as error:
                 unsent, in_a_row, reason = unsent + 1, in_a_row + 1, one_line(error)
                 self._failures[cell["fingerprint"]] = self._failures.get(cell["fingerprint"], 0) + 1
+        if in_a_row < 3 and self._store.settle():
+            self._store = None
+            return None
         if in_a_row < 3 and time.monotonic() <= self.deadline:
             self._send_board(self._store, board, parent)
         if reason:
@@ -249,6 +277,8 @@ class Outbox:
                 return False
         same = ack.get("began") == seen.began and ack.get("label") == cell["label"]
         if same and ack["bytes"] >= seen.bytes and seen.final_sha in ("", ack["final"]):
+            if self._ending and not seen.final_sha and not ack.get("stopped") and not is_held(path):
+                return True
             self._clean[fingerprint] = (state, cell["label"])
             return False
         return True
@@ -264,7 +294,8 @@ class Outbox:
         facts |= {
             key: cell[key] for key in ("fingerprint", "method", "label", "dataset", "noise", "seed") if key in cell
         }
-        status = seen.final.get("status", "failed") if seen.final else "running"
+        stopped = self._ending and not seen.final and not is_held(path)
+        status = seen.final.get("status", "failed") if seen.final else "stopped" if stopped else "running"
         tags = tags_of(facts) | {
             "noisebench.kind": "cell",
             "noisebench.board": self.board,
@@ -282,17 +313,42 @@ class Outbox:
             if status != "failed" and "noisebench.reason" in run.tags:
                 store.client.delete_tag(run.id, "noisebench.reason")
                 del run.tags["noisebench.reason"]
-            store.set_status(run, {"running": "RUNNING", "finished": "FINISHED"}.get(status, "FAILED"), seen.ended)
-            if seen.final and config.get("noise_folder"):
-                for name, limit in NOISE_FILES.items():
-                    file = self.out / config["noise_folder"] / name
-                    if file.exists() and file.stat().st_size < limit:
-                        store.client.log_artifact(run.id, str(file), "noise")
+            store.set_status(run, STATUS.get(status, "FAILED"), seen.ended or None)
+            if self._log_noise(store, config.get("noise_folder", ""), parent):
+                file = self.folder / "sent.json"
+                write_json(file, load(file) | {"noise": sorted(self._noise)})
         ack = {"store": self._identity, "run_id": run.id, "began": seen.began, "label": cell["label"]}
-        write_json(self._ack_file(cell), ack | {"bytes": seen.bytes, "final": seen.final_sha})
+        ack |= {"bytes": seen.bytes, "final": seen.final_sha} | ({"stopped": True} if stopped else {})
+        write_json(self._ack_file(cell), ack)
         self._failures.pop(cell["fingerprint"], None)
+        self.sent_cells.add(cell["fingerprint"])
 
     # -- the board's own run
+
+    def _claim(self, store: Store, board: dict[str, Any], run: StoredRun) -> None:
+        """Begin the acknowledgement of the board's run anew where it is of another run."""
+        ack = load(self.folder / "sent.json")
+        self._noise = set(ack.get("noise", ()))
+        if ack.get("store") == self._identity and ack.get("run_id") == run.id:
+            return
+        (self.folder / "sent.json").unlink(missing_ok=True)
+        self._noise.clear()
+        for cell in board["cells"]:
+            if self._ack(cell):
+                self._log_noise(store, load(self.out / cell["folder"] / "config.json").get("noise_folder", ""), run)
+        ack = {"store": self._identity, "run_id": run.id, "sent": {}, "noise": sorted(self._noise)}
+        write_json(self.folder / "sent.json", ack)
+
+    def _log_noise(self, store: Store, folder: str, run: StoredRun) -> bool:
+        """Log a noise artefact under the board's run, once for all cells that share it."""
+        if not folder or folder in self._noise:
+            return False
+        for name, limit in NOISE_FILES.items():
+            file = self.out / folder / name
+            if file.exists() and file.stat().st_size < limit:
+                store.client.log_artifact(run.id, str(file), folder)
+        self._noise.add(folder)
+        return True
 
     def _board_changes(self, board: dict[str, Any]) -> dict[str, str]:
         """What of the board is not acknowledged: file (or "status") -> its hash."""
@@ -305,10 +361,6 @@ class Outbox:
         return {name: value for name, value in now.items() if sent.get(name) != value}
 
     def _send_board(self, store: Store, board: dict[str, Any], run: StoredRun) -> None:
-        ack = load(self.folder / "sent.json")
-        if ack.get("store") != self._identity or ack.get("run_id") != run.id:
-            (self.folder / "sent.json").unlink(missing_ok=True)
-            ack = {"sent": {}}
         changes = self._board_changes(board)
         for name in changes.keys() - {"status"}:
             store.client.log_artifact(run.id, str(self.folder / name))
@@ -322,5 +374,5 @@ class Outbox:
         if "status" in changes:
             store.set_status(run, changes["status"])
         if changes:
-            ack = {"store": self._identity, "run_id": run.id, "sent": ack["sent"] | changes}
-            write_json(self.folder / "sent.json", ack)
+            ack = load(self.folder / "sent.json")
+            write_json(self.folder / "sent.json", ack | {"sent": ack["sent"] | changes})

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,7 @@ class Pending:
 
     cells: int = 0
     reason: str = ""
+    worth_trying: bool = field(default=True, compare=False)  # at once, that is: the store answers
 
     def __bool__(self) -> bool:
         return bool(self.cells or self.reason)
@@ -40,6 +41,9 @@ class Syncs(Protocol):
 
     def sync(self) -> Pending:
         """Send what is not acknowledged; never raises."""
+
+    def sync_to_the_end(self) -> Pending:
+        """The last time: try again what fails while the store answers; never raises."""
 
 
 class SenderProcess:
@@ -126,6 +130,6 @@ def _sync_until_the_end(sender: Syncs, interval: float, deadline: float) -> Pend
             _log.info("%s", pending or "sending again")
         delay = min(2 * delay, 30) if pending else interval
         ended.wait(delay)
-    pending = sender.sync()
+    pending = sender.sync_to_the_end()
     _log.info("end: %s", pending or "everything is sent")
     return pending

@@ -33,6 +33,9 @@ class Progress(Protocol):
     def done(self, cell: Cell, result: dict[str, Any]) -> None:
         """A cell ended."""
 
+    def warn(self, text: str) -> None:
+        """Something that the user should know and that stops nothing."""
+
 
 class Silent:
     """Progress that shows nothing."""
@@ -44,6 +47,9 @@ class Silent:
         """Nothing."""
 
     def done(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
         """Nothing."""
 
 
@@ -193,6 +199,7 @@ def run_board(
     results = {cell.fingerprint(): result_of(cell, out) for cell in cells}
     todo = [cell for cell in cells if results[cell.fingerprint()]["status"] != "finished"]
     ended: Results = (_ for _ in ())
+    warning = tracking.check_store(out, benchmark.name)
     if todo:
         check_settings(benchmark, place)
         ended = _waiting(todo, lambda cells: run(cells, place, jobs, progress.tick), out, progress.tick)
@@ -200,6 +207,8 @@ def run_board(
     sender = tracking.start(out, benchmark.name)
     try:
         progress.start(todo, len(cells) - len(todo), out)
+        if warning is not None:
+            progress.warn(warning)
         with driving(board_folder(benchmark, out), place), closing(ended):  # an error, Ctrl-C too, ends the workers
             for cell, result in ended:
                 if result["status"] == "failed":

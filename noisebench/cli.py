@@ -27,6 +27,7 @@ from noisebench._cli import (
 from noisebench.cli_analyse import ANALYSE_HELP, analyse
 from noisebench.cli_data import data_app, show_datasets
 from noisebench.cli_leaderboard import leaderboard
+from noisebench.cli_sync import SYNC_HELP, sync
 from noisebench.cli_transfer import TRANSFER_HELP, transfer
 from noisebench.cli_tune import TUNE_HELP, tune
 from noisebench.errors import UserError, unknown
@@ -43,6 +44,7 @@ app = typer.Typer(
 
 app.command()(leaderboard)
 app.command(help=TUNE_HELP)(tune)
+app.command(help=SYNC_HELP)(sync)
 app.command(help=ANALYSE_HELP)(analyse)
 app.command(help=TRANSFER_HELP)(transfer)
 app.add_typer(data_app, name="data")
@@ -90,6 +92,7 @@ def run(
     from noisebench.board import check_settings
     from noisebench.cell import damage, run_cell
     from noisebench.executors import Place
+    from noisebench.seats import is_first
 
     place = Place(out.absolute(), data_root_from(data_root), download, device)
     check_settings(config, place)
@@ -99,6 +102,8 @@ def run(
     except KeyboardInterrupt:
         console(stderr=True).print("\nStopped. The same command goes on from the last checkpoint.")
         raise typer.Exit(130) from None
+    if not is_first():  # of several ranks one speaks
+        raise typer.Exit(int(result["status"] != "finished"))
     if as_json:
         print(json.dumps(result, indent=1))
     elif result["status"] == "finished":

@@ -79,6 +79,10 @@ class _Live:
     def _and_failed(self) -> str:
         return f", {self._failed} failed" if self._failed else ""
 
+    def warn(self, text: str) -> None:
+        """A line that stays."""
+        self._say(text, "yellow")
+
     def _say(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 

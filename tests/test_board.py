@@ -386,10 +386,11 @@ def test_two_drivers_of_one_board_train_each_cell_once(tmp_path: Path) -> None:
     benchmark = tmp_path / "board.yaml"
     benchmark.write_text(yaml.safe_dump(SMALL | {"name": "two", "methods": ["ce", "elr", "gce", "mixup"]}))
     command = [sys.executable, "-m", "noisebench", "leaderboard", benchmark, "--jobs", "1", "--out", tmp_path / "out"]
+    command.append("--json")
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     tables = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert tables[0].split("Tables:")[0] == tables[1].split("Tables:")[0]
+    assert json.loads(tables[0]) == json.loads(tables[1])
     logs = [file.read_text() for file in (tmp_path / "out").glob("runs/*/log.txt")]
     assert [log.count("started") for log in logs] == [1] * 4, logs
 

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import multiprocessing
 import os
-import random
 import shutil
 import sqlite3
 import subprocess
@@ -14,16 +12,14 @@ import time
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
+from written_boards import EPOCHS, Board
 
 from noisebench import tracking
 from noisebench._outbox import flat
 from noisebench.errors import UserError
-
-EPOCHS = 5
 
 
 @pytest.fixture(scope="module")
@@ -37,119 +33,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_address_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-class Board:
-    """Run folders as cells write them, without any training."""
-
-    def __init__(self, out: Path, name: str = "digits") -> None:
-        self.out, self.name = out, name
-        self.folder = out / "boards" / name
-        self.cells: list[dict[str, Any]] = []
-        self.write()
-
-    @property
-    def uri(self) -> str:
-        return tracking.store_uri(self.out)
-
-    def write(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        board = {"name": self.name, "title": "Digits", "description": "about", "config": {}, "cells": self.cells}
-        (self.folder / "board.json").write_text(json.dumps(board))
-
-    def cell(self, seed: int = 0, method: str = "gce") -> Cell:
-        cell = Cell(self, method, seed)
-        self.cells.append(cell.base | {"folder": str(cell.path.relative_to(self.out))})
-        self.write()
-        return cell
-
-    def sync(self) -> tracking.Pending:
-        """A sync as a newly started process would make it."""
-        sender = tracking.Sender(self.uri, self.out, self.name)
-        try:
-            return sender.sync()
-        finally:
-            sender.close()
-
-    def client(self) -> Any:
-        from mlflow import MlflowClient
-
-        return MlflowClient(tracking_uri=self.uri)
-
-    def runs(self) -> list[Any]:
-        experiment = self.client().get_experiment_by_name(f"noisebench/{self.name}")
-        return list(self.client().search_runs([experiment.experiment_id])) if experiment else []
-
-    def run_of(self, cell: Cell) -> Any:
-        (run,) = [r for r in self.runs() if r.data.tags.get("noisebench.fingerprint") == cell.base["fingerprint"]]
-        return run
-
-    def points(self, cell: Cell, key: str) -> list[tuple[int, float]]:
-        history = self.client().get_metric_history(self.run_of(cell).info.run_id, key)
-        return sorted((point.step, point.value) for point in history)
-
-
-class Cell:
-    def __init__(self, board: Board, method: str, seed: int) -> None:
-        fingerprint = hashlib.sha256(f"{method} {seed}".encode()).hexdigest()
-        self.base = {
-            "fingerprint": fingerprint,
-            "method": method,
-            "label": f"{method} (q = 0.7)",
-            "dataset": "digits",
-            "noise": "symmetric 40% (excl. true)",
-            "seed": seed,
-            "rules": 1,
-        }
-        self.path = board.out / "runs" / f"{method}-digits-s{seed}-{fingerprint[:12]}"
-        self.random = random.Random(fingerprint)
-        self.start()
-
-    def start(self, clock: int = 1_700_000_000_000) -> Cell:
-        self.clock = clock
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.put("config.json", self.base | {"hparams": {"q": 0.7}, "noise": {"kind": "symmetric", "rate": 0.4}})
-        return self
-
-    def put(self, name: str, value: dict[str, Any]) -> None:
-        (self.path / name).write_text(json.dumps(value))
-
-    def line(self, epoch: int) -> str:
-        metrics = {"test.accuracy": self.random.random(), "train.loss": self.random.random(), "seconds": 0.25}
-        return json.dumps({"epoch": epoch, "time": self.clock + 1000 * epoch, "metrics": metrics}) + "\n"
-
-    def train(self, first: int = 1, last: int = EPOCHS) -> Cell:
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.writelines(self.line(epoch) for epoch in range(first, last + 1))
-        return self
-
-    def finish(self, **changes: Any) -> dict[str, Any]:
-        def numbers(epoch: int) -> dict[str, float]:
-            return {"epoch": epoch} | {k: self.random.random() * 3 for k in ("accuracy", "nll", "ece", "memorised")}
-
-        result = self.base | {
-            "status": "finished",
-            "privileged": ["transition"],
-            "noise_sha256": "ab" * 32,
-            "weights_sha256": "cd" * 32,
-            "exact": True,
-            "seconds": self.random.random() * 100,
-            "epochs": EPOCHS,
-            "metrics": {"last": numbers(EPOCHS), "selected": numbers(3), "best": numbers(2)},
-        }
-        result |= changes
-        self.put("result.json", result)
-        return result
-
-    def fail(self, reason: str) -> dict[str, Any]:
-        failure = self.base | {"status": "failed", "privileged": [], "reason": reason}
-        self.put("failure.json", failure)
-        return failure
-
-    def forget(self) -> None:
-        """Lose the acknowledgement, as a kill between sending and acknowledging does."""
-        for file in self.path.glob("sent-*.json"):
-            file.unlink()
 
 
 @pytest.fixture
@@ -219,8 +102,13 @@ def test_the_table_and_the_noise_are_artefacts(board: Board) -> None:
     cell.finish()
     (board.folder / "leaderboard.md").write_text("| first |")
     assert not board.sync()
-    files = {f.path for f in board.client().list_artifacts(board.run_of(cell).info.run_id, "noise")}
-    assert files == {"noise/noise.json", "noise/noise.npz", "noise/transition.png"}
+    (parent,) = [run for run in board.runs() if run.data.tags["noisebench.kind"] == "board"]
+    folder = board.run_of(cell).data.params["noise_folder"]
+    assert {Path(f.path).name for f in board.client().list_artifacts(parent.info.run_id, folder)} == {
+        "noise.json",
+        "noise.npz",
+        "transition.png",
+    }
     assert list((board.out / "mlflow-artifacts").rglob("leaderboard.md"))
 
     (board.folder / "leaderboard.md").write_text("| second |")
