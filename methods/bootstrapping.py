@@ -185,6 +185,7 @@ class BootstrapDynamic(_Dynamic):
 class _MixupDynamic(_Dynamic):
     """Mixup, then mixup of samples with blended labels, and the regulariser."""
 
+    coupled = "pairs, and the mean prediction of Eq. 14, are the batch's, on each rank those of its share"
     # The ranges are ours: none is from the paper.
     search: ClassVar = {"alpha": Range(0.5, 32.0, log=True), "regulariser": Range(0.1, 3.0, log=True)}
 

@@ -18,6 +18,7 @@ class CoTeaching(Method):
 
     name = "co_teaching"
     paper = "Han et al., Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels, NeurIPS 2018"
+    coupled = "small losses are chosen among those of the batch, on each rank among those of its share"
     # The ranges are ours: none is from the paper.
     search: ClassVar = {"forget_rate": Range(0.05, 0.8)}
 

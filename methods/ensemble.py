@@ -51,6 +51,12 @@ class Ensemble(Method):
         return member.multilabel_with(settings)
 
     @classmethod
+    def coupled_with(cls, hparams: Any) -> str:
+        """What couples the members' samples."""
+        member, settings = _member_of(hparams)
+        return member.coupled_with(settings)
+
+    @classmethod
     def search_with(cls, hparams: Any) -> dict[str, Range | Choice]:
         """What is searched of the members, all of which get the same settings."""
         member, settings = _member_of(hparams)

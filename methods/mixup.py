@@ -17,6 +17,7 @@ class Mixup(Classifier):
 
     name = "mixup"
     paper = "Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018"
+    coupled = "pairs are formed within the batch, on each rank within its share, with a weight of its own"
     # The ranges are ours: none is from the paper.
     search: ClassVar = {"alpha": Range(0.1, 32.0, log=True)}
 

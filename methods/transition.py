@@ -31,6 +31,7 @@ class Transition(_NoiseLayer):
     """A noise layer behind the softmax, with T learned by back-propagation and kept on the simplex."""
 
     name = "transition"
+    coupled = "the gradient of T is cut to norm 1 a row before the ranks average it, not after"
     # The ranges are ours: none is from the paper.
     search: ClassVar = {"weight": Range(0.03, 3.0, log=True)}
 

@@ -18,9 +18,10 @@ from noisebench.errors import BrokenPlugin, UserError, unknown
 from noisebench.evaluation import Evaluator, FurtherTest
 from noisebench.method import Method, Task
 from noisebench.nn import make_backbone
+from noisebench.ranks import Group, join
 from noisebench.starting import start_from
 from noisebench.streams import stream
-from noisebench.training import Journal, Run, make_fabric, train
+from noisebench.training import Journal, Run, train
 
 MOST_CLASSES = 1000
 """Up to so many classes the true T is held by the evaluator and given to methods that need it."""
@@ -91,6 +92,7 @@ class Setup:
         noisy: what is known of the noise, for the evaluator and for methods that need it.
         source: the dataset that open-set noise takes its outliers from; needed where `noisy` has some. They stand in
             for training images, and its test images are what the evaluator tells inliers from.
+        group: the ranks that share the run; by default this process is alone, whatever the recipe says.
 
     Raises:
         UserError: the method needs what is not there, or the source is not the one that the noise was drawn for.
@@ -107,9 +109,11 @@ class Setup:
         noisy: noise.NoisyLabels | None = None,
         accelerator: str = "auto",
         source: ImageData | None = None,
+        group: Group | None = None,
     ) -> None:
         self._loaders: list[Loader] = []
-        fabric = make_fabric(recipe, accelerator)
+        group = group or join(recipe, accelerator)
+        device = group.fabric.device
         train_at, val_at = split(len(labels), recipe, seed)
         if len(train_at) < 2:
             raise UserError(f"only {len(train_at)} training images are left; lower recipe.validation")
@@ -126,7 +130,7 @@ class Setup:
                 images,
                 chosen,
                 positions=at,
-                device=fabric.device,
+                device=device,
                 augmentation=augmentation,
                 mode=recipe.loader,
                 workers=recipe.workers,
@@ -157,10 +161,10 @@ class Setup:
         known = known_of(noisy, train_at, data.label_sets is not None)
         about = data.num_classes, len(train_at), data.image_shape_at(recipe.image_size)
         self.method = build_method(cls, hparams, recipe, seed, *about, known, data.multilabel)
-        self.method.to(fabric.device)
+        self.method.to(device)
         if recipe.channels_last:
             self.method.to(memory_format=torch.channels_last)
-        self.run = Run(self.method, recipe, train_loader, seed, fabric)
+        self.run = Run(self.method, recipe, train_loader, seed, group)
         self.evaluator = Evaluator(
             test=loader(data.test_images, data.test_labels, test_at, multihot=True),
             validation=loader(images, labels, val_at, multihot=True) if len(val_at) else None,

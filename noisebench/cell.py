@@ -11,7 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from noisebench.errors import TrainingFailed, UserError
 from noisebench.files import read_json, write_json
 from noisebench.loading import load_dataset, load_source, stored_noise
 from noisebench.metrics import SCORES, about, score_of
+from noisebench.ranks import Group, RankLost, join
+from noisebench.seats import check_devices, is_restarted, seat_for
+from noisebench.shared_folder import Differs, SharedFolder
 from noisebench.starting import sha256_of_state
 
 
@@ -54,14 +57,17 @@ def summarise(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
+KNOWN = (UserError, TrainingFailed, RankLost)
+"""Errors whose message says it all."""
+
+Where = tuple[Path, Path | None, bool, str]
+"""What `run_cell` is given beside the cell."""
+
+
 # --------------------------------------------------------------------------------------------- the run folder
 
 BEGUN, DAMAGED = "started", "damaged: "
 """What lines of log.txt begin with: of a run that begins, and of an image that does not decode."""
-
-
-class Differs(Exception):
-    """An epoch that was run again came out otherwise."""
 
 
 class Folder:
@@ -234,6 +240,8 @@ def run_cell(
 ) -> dict[str, Any]:
     """Run a cell to its end, from its checkpoint where there is one; a finished cell is only read.
 
+    One of several ranks is started once more for each of them, unless torchrun or srun did so: then each calls this.
+
     Returns:
         What result.json or failure.json holds, or {"status": "held", ...} where another process is at it; a cell that
         fails never raises.
@@ -241,69 +249,138 @@ def run_cell(
     base = cell.identity()
     path = out / cell.folder()
     path.mkdir(parents=True, exist_ok=True)
+    where = out, data_root, download, accelerator
+    try:
+        seat = seat_for(cell.recipe.ranks)
+        if seat is None:
+            return _start_ranks(cell, path, base, where)
+        group = join(cell.recipe, accelerator, seat) if seat.ranks > 1 else None
+        told: dict[str, Any] | None = None if group is None or group.rank == 0 else group.same(None)
+    except (UserError, RankLost) as error:  # the folder may be another's
+        if isinstance(error, RankLost) and is_restarted():
+            raise
+        return _failure(base, error)
+    if told is not None:
+        return told
+    if group is not None and group.rank > 0:
+        return _attempt(cell, SharedFolder(group, path), base, where, group)
     lock = FileLock(path / "lock", timeout=1)
     try:
         lock.acquire()
     except Timeout:
         reason = f"{path} is held by another process; let it finish, or stop it and start again"
-        return base | {"status": "held", "privileged": [], "reason": reason}
+        return _told(group, base | {"status": "held", "privileged": [], "reason": reason})
     try:
         done = read_json(path / "result.json")
         if done is not None:
             (path / "checkpoint.pt").unlink(missing_ok=True)  # a kill may have come just before its end
-            return done | {"label": cell.method.label}
+            return _told(group, done | {"label": cell.method.label})
         (path / "failure.json").unlink(missing_ok=True)
-        try:
-            folder = Folder(path, cell.recipe.checkpoint_seconds)
-            try:
-                return _run(cell, folder, base, out, data_root, download, accelerator)
-            except Differs as error:
-                folder.log(f"{error}: started anew")
-                folder.clear()
-                return _run(cell, folder, base, out, data_root, download, accelerator)
-        except Exception as error:
-            known = isinstance(error, (UserError, TrainingFailed))
-            reason = str(error) if known else f"{type(error).__name__}: {error}"
-            result = base | {"status": "failed", "privileged": [], "reason": _one_line(reason)[:500]}
-            with suppress(OSError):  # a full disk must not hide the reason
-                log(path, f"failed: {reason}" if known else f"failed:\n{traceback.format_exc()}")
-                write_json(path / "failure.json", result)
-            return result
+        return _attempt(cell, None, base, where, group)
     finally:
         lock.release()
 
 
+def _told(group: Group | None, result: dict[str, Any]) -> dict[str, Any]:
+    return result if group is None else group.same(result)
+
+
+def _attempt(
+    cell: Cell, folder: SharedFolder | None, base: dict[str, Any], where: Where, group: Group | None
+) -> dict[str, Any]:
+    """Run a cell whose folder is held; a rank that has no folder yet is the first, or the only one."""
+    path = where[0] / cell.folder()
+    try:
+        own: Folder | SharedFolder = folder or Folder(path, cell.recipe.checkpoint_seconds)
+        if group is not None and isinstance(own, Folder):
+            group.same(None)  # the others may begin
+            own = SharedFolder(group, path, own)
+        try:
+            return _run(cell, own, base, *where, group)
+        except Differs as error:
+            own.log(f"{error}: started anew")
+            own.clear()
+            return _run(cell, own, base, *where, group)
+    except Exception as error:
+        found = read_json(path / "failure.json")
+        if found is not None and isinstance(error, RankLost):  # the rank that was lost said why
+            return found
+        if isinstance(error, RankLost) and is_restarted():
+            raise
+        result = _failure(base, error)
+        if found is not None:
+            return found
+        with suppress(OSError):  # a full disk must not hide the reason
+            known = isinstance(error, KNOWN)
+            log(path, f"failed: {error}" if known else f"failed:\n{traceback.format_exc()}")
+            write_json(path / "failure.json", result)
+        return result
+
+
+def _failure(base: dict[str, Any], error: Exception) -> dict[str, Any]:
+    reason = str(error) if isinstance(error, KNOWN) else f"{type(error).__name__}: {error}"
+    return base | {"status": "failed", "privileged": [], "reason": _one_line(reason)[:500]}
+
+
+def _start_ranks(cell: Cell, path: Path, base: dict[str, Any], where: Where) -> dict[str, Any]:
+    """Run a cell in processes of its own.
+
+    Raises:
+        UserError: less GPUs than ranks.
+    """
+    from noisebench.launching import RankDied, launch_again
+
+    done = read_json(path / "result.json")
+    if done is not None:  # without starting anything
+        (path / "checkpoint.pt").unlink(missing_ok=True)
+        return done | {"label": cell.method.label}
+    check_devices(cell.recipe.ranks, where[-1])
+    try:
+        found = launch_again(lambda text: log(path, text), run_cell, cell.recipe.ranks, cell, *where, ends=_is_failure)
+    except RankDied as error:
+        result = _failure(base, TrainingFailed(str(error)))
+        write_json(path / "failure.json", result)
+        return result
+    told: list[dict[str, Any]] = [result for result in found if result is not None]
+    return next(filter(_is_failure, told), told[0])
+
+
+def _is_failure(result: dict[str, Any]) -> bool:
+    return bool(result["status"] == "failed")
+
+
 def _run(
     cell: Cell,
-    folder: Folder,
+    folder: Folder | SharedFolder,
     base: dict[str, Any],
     out: Path,
     data_root: Path | None,
     download: bool,
     accelerator: str,
+    group: Group | None,
 ) -> dict[str, Any]:
     cls = method_class(cell.method.name)
     hparams = make_hparams(cls, cell.method.hparams, f"method '{cell.method.name}'")
-    data = load_dataset(cell.dataset, data_root, download)
-    source = load_source(cell.noise, data, cell.dataset, data_root, download)
-    noisy, noise_folder = stored_noise(cell, data, out, source)
-    write_json(
-        folder.path / "config.json",
-        base
-        | {
-            "given": cell.method.hparams,
-            "hparams": {f.name: getattr(hparams, f.name) for f in fields(hparams)},
-            "noise": cell.noise.model_dump(mode="json") | {"seed": cell.noise_seed},
-            "noise_label": cell.noise.label,
-            "noise_folder": str(noise_folder.relative_to(out)),
-            "noise_sha256": noisy.sha256,
-            "recipe": cell.recipe.model_dump(mode="json"),
-            "privileged": list(cls.needs_with(hparams)),
-            "paper": cls.paper,
-            "torch": torch.__version__,
-        },
-    )
-    setup = Setup(cls, hparams, data, noisy.labels, cell.recipe, cell.seed, noisy, accelerator, source)
+    with nullcontext() if group is None else group.in_turn():  # the first downloads, and makes the noise
+        data = load_dataset(cell.dataset, data_root, download)
+        source = load_source(cell.noise, data, cell.dataset, data_root, download)
+        noisy, noise_folder = stored_noise(cell, data, out, source)
+    first = group is None or group.rank == 0
+    config = base | {
+        "given": cell.method.hparams,
+        "hparams": {f.name: getattr(hparams, f.name) for f in fields(hparams)},
+        "noise": cell.noise.model_dump(mode="json") | {"seed": cell.noise_seed},
+        "noise_label": cell.noise.label,
+        "noise_folder": str(noise_folder.relative_to(out)),
+        "noise_sha256": noisy.sha256,
+        "recipe": cell.recipe.model_dump(mode="json"),
+        "privileged": list(cls.needs_with(hparams)),
+        "paper": cls.paper,
+        "torch": torch.__version__,
+    }
+    if first:
+        write_json(folder.path / "config.json", config)
+    setup = Setup(cls, hparams, data, noisy.labels, cell.recipe, cell.seed, noisy, accelerator, source, group)
     device = setup.run.device.type
     state = folder.stored_state()
     if state is not None and state["run"]["device"] != device:
@@ -316,6 +393,9 @@ def _run(
     folder.begin(state.get("seconds", 0) if state else 0)
     setup.on_damaged(folder.damaged)
     setup.train(folder, state)
+    if group is not None and not first:
+        told: dict[str, Any] = group.same({})
+        return told
     save_tensors(setup.method.state_dict(), folder.path / "model.pt")
     result = base | {
         "status": "finished",
@@ -334,4 +414,4 @@ def _run(
     if folder.num_damaged:
         folder.log(damage(folder.num_damaged))
     (folder.path / "checkpoint.pt").unlink(missing_ok=True)
-    return result
+    return _told(group, result)

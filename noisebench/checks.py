@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from noisebench.assembly import Setup
 from noisebench.cell import weights_sha256
@@ -26,7 +28,7 @@ from noisebench.config import Recipe, Schedule
 from noisebench.data import ImageData, Labels
 from noisebench.fitting import Memory
 from noisebench.image_data import LabelSets, is_encoded
-from noisebench.method import Method
+from noisebench.method import Batch, Method
 from noisebench.noise import NoisyLabels, inject
 from noisebench.streams import stream
 
@@ -34,6 +36,9 @@ RECIPE = Recipe(
     epochs=4, batch_size=16, lr=0.02, validation=0.125, padding=1, flip=True, schedule=Schedule(kind="cosine", warmup=1)
 )
 CLASSES = 4
+MEAN_WITHIN = 1e-5
+"""Of a gradient's norm: what rounding to float32 may make of it."""
+
 WITHIN = 8
 """The step, in the middle of the second epoch, after which a method that keeps the default `epoch` is resumed too."""
 
@@ -181,6 +186,26 @@ class _Suite:
             worst = float((self._predict(size) - whole).abs().max())
             assert worst < 1e-5, f"in batches of {size} a probability differs by {worst:.2g}"
 
+    def mean_of_samples(self) -> None:
+        """has a loss that is a mean over the samples of a batch, or says why not"""
+        why = self.cls.coupled_with(self.settings)
+        if why:
+            raise _Skip(f"declared: {why}")
+        gradient = self._gradient
+        quarters = [range(first, first + 4) for first in range(0, 16, 4)]
+        whole, mean = gradient(range(16)), (gradient(range(8)) + gradient(range(8, 16))) / 2
+        apart = _apart(mean, whole, whole)
+        if apart > MEAN_WITHIN and _apart(gradient(range(16), seed=1), whole, whole) > MEAN_WITHIN:
+            # It may draw for each sample, and halves are given other draws. Of as many samples each time: does it
+            # depend on the others what comes of four samples in the place of four? A pairing may miss it once.
+            a, b, *others = quarters
+            steps = [[gradient((*a, *c), seed) - gradient((*b, *c), seed) for c in others] for seed in (1, 2, 3)]
+            apart = max(_apart(one, other, whole) for one, other in steps)
+        assert apart <= MEAN_WITHIN, (
+            f"the mean of the gradients of two halves of a batch differs from the whole's by {apart:.2g} of it: set "
+            "`coupled` to what couples the samples, since ranks that share a batch each take the loss over their part"
+        )
+
     def clean_labels(self) -> None:
         """ends in the same weights when clean labels and the test set are altered"""
         draw = np.random.default_rng(3)
@@ -217,6 +242,39 @@ class _Suite:
             worst = float((matrix.sum(1) - 1).abs().max())
             assert worst < 1e-4, f"rows of transition() sum to one only within {worst:.2g}"
 
+    def _gradient(self, samples: Sequence[int], seed: int | None = None) -> torch.Tensor:
+        """Of all parameters, float64 [n], for a batch of some of 16 samples in the last epoch.
+
+        Without what BatchNorm and dropout do to the samples of a batch.
+        """
+        fresh = self.setup()
+        method, run = fresh.method, fresh.run
+        (whole,) = run.loader(torch.arange(16), augment=False, shuffle=False)
+        method.load_state_dict(_through_a_file(self.setup_trained.method.state_dict()))
+        run.begin_epoch(RECIPE.epochs - 1)
+        method.train()
+        next(iter(method.epoch(run)))  # what an epoch begins with, e.g. with which of several networks
+        for module in method.modules():
+            if isinstance(module, (_BatchNorm, _DropoutNd)):
+                module.forward = lambda x: x  # type: ignore[method-assign]
+        run.begin_epoch(RECIPE.epochs - 1)
+        if seed is not None:
+            torch.manual_seed(seed)
+            run.generator.manual_seed(seed)
+        parameters = [p for p in method.parameters() if p.requires_grad]
+        found: list[torch.Tensor] = []
+
+        def record(loss: torch.Tensor) -> None:
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            found.append(torch.cat([grad.flatten() for grad in grads]).double())
+
+        run.optimize = record  # type: ignore[method-assign]
+        at = torch.tensor(samples)
+        method.step(Batch(*(part[at] for part in whole)), run)
+        if not found:
+            raise _Skip("its step does without run.optimize")
+        return torch.cat(found)
+
     def _hash(self, setup: Setup) -> str:
         return weights_sha256(setup.method)
 
@@ -228,6 +286,10 @@ class _Suite:
         x = (images - self.data.mean[0]) / self.data.std[0]
         with torch.no_grad():
             return torch.cat([method.predict(part) for part in torch.split(x, size)]).float()
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor, of: torch.Tensor) -> float:
+    return float((one - other).norm() / of.norm().clamp_min(1e-30))
 
 
 def _through_a_file(state: Any) -> Any:
@@ -254,7 +316,8 @@ def check_method(cls: type[Method], hparams: Any = None, *, raise_on_failure: bo
         suite = _Suite(cls, hparams)
         checks = [
             suite.contract, suite.default_constructible, suite.trains, suite.simplex, suite.groups, suite.same_seed,
-            suite.resume, suite.batch_split, suite.clean_labels, suite.state_loads, suite.optional,
+            suite.resume, suite.batch_split, suite.mean_of_samples, suite.clean_labels, suite.state_loads,
+            suite.optional,
         ]  # fmt: skip
         needed = {"contract", "default_constructible", "trains"}  # the rest would only repeat the same failure
         outcomes = _run(checks, needed)

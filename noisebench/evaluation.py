@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import (
 from noisebench.data import Loader
 from noisebench.errors import TrainingFailed, UserError
 from noisebench.method import Batch, Method
+from noisebench.ranks import EVALUATION_BATCH as EVALUATION_BATCH
 from noisebench.streams import stream
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 NLL_FLOOR = 1e-12
 ECE_BINS = 15
-EVALUATION_BATCH = 512
 MEMORISED_SAMPLES = 10_000
 """At most so many training images with a wrong label are looked at for the memorised share (a fixed random choice)."""
 
@@ -182,31 +182,34 @@ class Evaluator:
 
     def _offered(self, method: Method, run: Run, which: str, loader: Loader) -> Tensor | None:
         """`Method.inlier_scores` of a whole set [n], checked."""
-        torch.manual_seed(stream(self._seed, "evaluate", run.epoch, which))
-        found = []
-        for batch in _in_order(loader):
+
+        def scores_of(batch: Batch) -> Tensor:
             scores = method.inlier_scores(batch.x)
             if scores is None:
-                return None
+                raise _NotOffered
             if scores.shape != (len(batch.x),) or not bool(scores.isfinite().all()):
                 raise TrainingFailed(f"inlier_scores must give finite [{len(batch.x)}], it gave {list(scores.shape)}")
-            found.append(scores.double())
-        return torch.cat(found)
+            return scores.double()
+
+        torch.manual_seed(stream(self._seed, "evaluate", run.epoch, which))
+        try:
+            return run.group.over(loader, scores_of)
+        except _NotOffered:
+            return None
 
     def _predict(
         self, method: Method, run: Run, which: str, loader: Loader, indices: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         # A stream for each set: the size of one must not shift the draws of a Monte-Carlo method on another.
         torch.manual_seed(stream(self._seed, "evaluate", run.epoch, which))
-        probabilities = torch.cat([method.predict(batch.x).float() for batch in _in_order(loader, indices)])
+        # The same draws on every rank: a batch's are shared by its samples, wherever they are.
+        probabilities = run.group.over(loader, lambda batch: method.predict(batch.x).float(), indices)
         check_probabilities(probabilities, self._num_classes, self._multilabel)
         return probabilities, loader.labels if indices is None else loader.labels[indices.to(loader.labels.device)]
 
 
-def _in_order(loader: Loader, indices: Tensor | None = None) -> Iterator[Batch]:
-    return loader.batches(
-        indices, augment=False, shuffle=False, batch_size=EVALUATION_BATCH, order_seed=0, augment_seed=0
-    )
+class _NotOffered(Exception):
+    """A method without inlier scores; no rank has them."""
 
 
 def check_probabilities(p: Tensor, num_classes: int, multilabel: bool = False) -> None:

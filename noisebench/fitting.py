@@ -18,6 +18,8 @@ from noisebench.files import data_root_from
 from noisebench.loading import load_dataset, load_source, make_noise
 from noisebench.method import Method
 from noisebench.noise import NoisyLabels
+from noisebench.ranks import join
+from noisebench.seats import seat_for
 
 
 @dataclass
@@ -89,6 +91,8 @@ def fit(
         data_root: torchvision's layout; NOISEBENCH_DATA by default.
         device: "auto", "cpu", "cuda".
 
+    With recipe.ranks above 1 it is started by torchrun or srun, and every rank gets the result.
+
     Raises:
         UserError: anything wrong in the arguments. TrainingFailed: the loss became NaN or infinite.
     """
@@ -105,7 +109,14 @@ def fit(
     try:
         size = dataset_names.sized(dataset)[1] if isinstance(dataset, str) else None
         plan: Recipe = build(Recipe, (recipe or {}) | ({} if size is None else {"train_size": size}), "recipe")
-        setup = Setup(cls, settings, data, noisy.labels, plan, seed, noisy, device, source)
+        seat = seat_for(plan.ranks)
+        if seat is None:
+            raise UserError(
+                f"recipe.ranks: {plan.ranks}: fit trains in this process; start it with torchrun --nproc-per-node "
+                f"{plan.ranks}, or use noisebench run"
+            )
+        group = join(plan, device, seat)
+        setup = Setup(cls, settings, data, noisy.labels, plan, seed, noisy, device, source, group)
         damaged: dict[str, str] = {}
         setup.on_damaged(damaged.__setitem__)
         setup.train(journal)

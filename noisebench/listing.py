@@ -15,7 +15,7 @@ def everything() -> dict[str, Any]:
         data = parse_yaml(path.read_text(encoding="utf-8"), path.name)
         benchmarks.append({"name": name, "summary": data.get("title", "")})
     return {
-        "methods": [_row(entry, "paper") for entry in registry.methods().entries.values()],
+        "methods": [_row(entry, "paper", "coupled") for entry in registry.methods().entries.values()],
         "datasets": [_dataset(entry) for entry in registry.datasets().entries.values()],
         "noise": [{"name": kind, "summary": str(about)} for kind, about in noise.KINDS.items()],
         "benchmarks": benchmarks,

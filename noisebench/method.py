@@ -20,6 +20,20 @@ Everything a method learns is a parameter or a buffer, so that a checkpoint is c
 Random numbers come from `run.generator` (on the device) or from torch's global generator; both are set at the start
 of every epoch from the run's seed, so that a resumed run draws the same numbers.
 
+A run may be shared by several processes, its ranks (`recipe.ranks`). Each has the whole method, every `step` gets its
+share of the batch, and a method need not know, if it keeps to this:
+
+- The loss is a mean over the samples of the batch: `run.optimize` averages the gradients of the shares, and what it
+  records is the whole batch's. A loss that is none says so in `coupled`; it is taken over each share by itself.
+- A buffer with a row for each training sample gets the rows of all ranks after every step. `run.per_sample` gives every
+  rank all rows. Any other buffer or parameter must come out the same on all ranks: computed from what all of them have,
+  or from ``run.gather(rows)``, the rows of the whole batch. That is checked after every epoch.
+- BatchNorm sees the rank's share; its running averages are averaged in `run.per_sample` and after every epoch.
+- `run.generator` draws the same on all ranks: what the batch shares, e.g. a choice. The global generators differ: what
+  each sample has of its own, e.g. dropout.
+- All ranks call `run.optimize`, `run.gather` and `run.per_sample` in the same order and as often, and give `run.loader`
+  the same indices.
+
 A method sees noisy labels only. What else it needs (the true transition matrix, for one) it names in `needs`; the
 harness hands that over in `Task`, and the leaderboard marks the row as privileged.
 """
@@ -115,6 +129,8 @@ class Method(nn.Module):
         paper: citation, one line.
         needs: what beyond noisy labels it must be given, "transition" or "outliers"; marks the row as privileged.
         stochastic: why `predict` depends on how samples are batched, if it does (Monte Carlo); else empty.
+        coupled: why its loss is no mean over samples, if so (pairs of samples, a choice among them, the batch's mean):
+            of several ranks each takes it over its own share of the batch.
         multilabel: whether it can be trained where an image has several labels; it is refused there if not.
         search: settings worth tuning and what to try for them, e.g. ``{"temperature": Range(0.1, 5.0, log=True)}``;
             ``noisebench tune`` searches it. It is no part of a run's fingerprint.
@@ -124,6 +140,7 @@ class Method(nn.Module):
     paper: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     stochastic: ClassVar[str] = ""
+    coupled: ClassVar[str] = ""
     multilabel: ClassVar[bool] = False
     search: ClassVar[Mapping[str, Range | Choice]] = {}
     hparams: Any  # a subclass with settings narrows this: `hparams: Hparams`
@@ -146,6 +163,11 @@ class Method(nn.Module):
     def multilabel_with(cls, hparams: Any) -> bool:
         """Whether it takes several labels an image under these settings; `multilabel`, unless a setting decides it."""
         return cls.multilabel
+
+    @classmethod
+    def coupled_with(cls, hparams: Any) -> str:
+        """Why its loss is no mean over samples under these settings; `coupled`, unless a setting decides it."""
+        return cls.coupled
 
     @classmethod
     def search_with(cls, hparams: Any) -> Mapping[str, Range | Choice]:

@@ -76,10 +76,15 @@ class Recipe(Model):
     workers: int = Field(default=2, ge=0)
     threads: int = Field(default=1, ge=1)
     ranks: int = Field(default=1, ge=1, strict=True)  # processes that share every batch
-    checkpoint_seconds: float = Field(default=20, ge=0)  # 0: after every epoch, never within one
+    checkpoint_seconds: float = Field(default=20, ge=0)  # 0, or several ranks: never within an epoch
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
+        if self.batch_size % self.ranks or self.batch_size < 2 * self.ranks:  # BatchNorm fails on one sample
+            raise ValueError(
+                f"ranks: {self.ranks} ranks cannot share a batch_size of {self.batch_size}, which all of them together "
+                "have; give a multiple, two samples for each at least"
+            )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer sgd with a momentum above 0")
         if not 0 < self.crop_area[0] <= self.crop_area[1]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import lightning_fabric
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,10 @@ from torch import Tensor, nn
 from noisebench.config import Recipe, Schedule
 from noisebench.data import Loader
 from noisebench.errors import TrainingFailed, UserError
-from noisebench.evaluation import EVALUATION_BATCH, Evaluator
+from noisebench.evaluation import Evaluator
 from noisebench.method import Batch, Epochs, Method, epochs_from
+from noisebench.ranks import GradientAverage, Group, SampleState
+from noisebench.seats import make_fabric as make_fabric
 from noisebench.streams import stream
 
 
@@ -66,28 +67,34 @@ class Run:
     Attributes:
         epoch: the current epoch, 0-based; epochs: how many there are.
         step: updates since the start of the run.
+        ranks: processes that share every batch, see `noisebench.method`.
         device: where batches live.
-        generator: random numbers on the device for the method's own draws; set anew every epoch.
+        generator: random numbers on the device for the method's own draws; set anew every epoch, alike on all ranks.
+        group: the ranks; a method has `gather`.
     """
 
-    def __init__(
-        self, method: Method, recipe: Recipe, loader: Loader, seed: int, fabric: lightning_fabric.Fabric
-    ) -> None:
+    def __init__(self, method: Method, recipe: Recipe, loader: Loader, seed: int, group: Group) -> None:
         """Make the optimiser over the method's parameter groups; the method is built and on the device."""
         self.epochs = recipe.epochs
         self.epoch = 0
         self.step = 0
-        self.device = fabric.device
+        self.ranks, self.group = group.ranks, group
+        self.device = group.fabric.device
         self.generator = torch.Generator(device=self.device)
         self._method = method
         self._recipe = recipe
         self._loader = loader
         self._seed = seed
-        self._fabric = fabric
+        self._fabric = group.fabric
         self._calls = 0
+        self._share = 0  # of the batch that a step is for, how many samples are here
+        self._shares: list[int] = []
         self._losses: list[tuple[int, Tensor]] = []
         self._logged: dict[str, list[Tensor]] = {}
         self._make_optimizer()
+        self._average = GradientAverage(group, self._parameters)
+        self._state_per_sample = SampleState(group, method, len(loader))
+        group.copy_first(list(method.state_dict().values()))
 
     # ------------------------------------------------------------------------------- what methods call
 
@@ -99,7 +106,7 @@ class Run:
         shuffle: bool = True,
         batch_size: int | None = None,
     ) -> Iterator[Batch]:
-        """Batches of the training set.
+        """Batches of the training set; of several ranks each has its share of every batch.
 
         Args:
             indices: positions to draw from, int64 [n]; all by default.
@@ -122,13 +129,11 @@ class Run:
         was_training = self._method.training
         self._method.eval()
         # Its own stream: a pass over the set shifts neither the order nor the augmentation of training.
-        seed = stream(self._seed, "per_sample", self.epoch)
-        batches = self._loader.batches(
-            augment=augment, shuffle=False, batch_size=EVALUATION_BATCH, order_seed=0, augment_seed=seed
-        )
+        seed = stream(self._seed, "per_sample", self.epoch) if augment else None
         try:
             with torch.no_grad(), self.autocast():
-                return torch.cat([fn(batch) for batch in batches])
+                self.group.average_norms(self._method)
+                return self.group.over(self._loader, fn, augment=seed)
         finally:
             self._method.train(was_training)
 
@@ -141,11 +146,20 @@ class Run:
         # in float32 would have its gradient in bfloat16.
         with torch.autocast(self.device.type, enabled=False):
             self._fabric.backward(loss)
+        self._average(self._share)
         if self._recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)
         self.optimizer.step()
         torch.clear_autocast_cache()  # autocast keeps its casts of the weights, which are old ones now
         self._losses.append((self.step + 1, loss.detach()))
+        self._shares.append(self._share)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows [n, ...] of all ranks, without gradient: in the whole batch's order, if there is one a sample.
+
+        All ranks must call it, with n as each has it. Of one rank it gives back what it is given.
+        """
+        return self.group.gather(rows)
 
     def reset_optimizer(self, module: nn.Module | None = None) -> None:
         """Forget the optimiser's state (momentum), of `module`'s parameters or of all; the rate stays as it is."""
@@ -175,15 +189,36 @@ class Run:
         """Set the rate and every random stream of an epoch; all follow from the seed and the epoch alone."""
         self.epoch = epoch
         self._calls = 0
-        self._losses, self._logged = [], {}
+        self._losses, self._shares, self._logged = [], [], {}
         factor = learning_rate_factor(self._recipe.schedule, epoch, self.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = self._recipe.lr * factor * group["lr_scale"]
         self.generator.manual_seed(stream(self._seed, "method", epoch))
-        shared = stream(self._seed, "global", epoch)  # for plug-ins that draw from the global generators
+        own = ("rank", self.group.rank) if self.group.rank else ()  # or all shares would have the same dropout
+        shared = stream(self._seed, "global", epoch, *own)  # for plug-ins that draw from the global generators
         torch.manual_seed(shared)
         random.seed(shared)
         np.random.seed(shared % 2**32)  # noqa: NPY002
+
+    def take_share(self, batch: Batch) -> None:
+        """A step follows, for this rank's share of a batch."""
+        self._share = len(batch.index)
+
+    def share_state(self, batch: Batch) -> None:
+        """A step is done: what it wrote for its samples, the other ranks get."""
+        self._state_per_sample.share(batch.index)
+
+    def meet(self) -> None:
+        """Between two epochs all ranks have the same state.
+
+        Raises:
+            TrainingFailed: they have not.
+        """
+        self.group.average_norms(self._method)
+        try:
+            self.group.check_same(self._method.state_dict())
+        except TrainingFailed as error:
+            raise TrainingFailed(f"after epoch {self.epoch + 1}: {error}") from None
 
     def resume_epoch(self, epoch: int, batch: int, state: dict[str, Any]) -> Iterator[Batch]:
         """Take an epoch up after so many of its batches, from `state_dict(within=True)`: the batches that are left.
@@ -210,14 +245,14 @@ class Run:
         """
         record = {}
         if self._losses:
-            losses = torch.stack([loss.float() for _, loss in self._losses])
+            losses = self.group.mean_losses(torch.stack([loss.float() for _, loss in self._losses]), self._shares)
             bad = (~losses.isfinite()).nonzero()
             if len(bad):
-                step, loss = self._losses[int(bad[0])]
-                raise TrainingFailed(f"the loss became {float(loss)} in epoch {self.epoch + 1}, step {step}")
+                step, loss = self._losses[int(bad[0])][0], float(losses[int(bad[0])])
+                raise TrainingFailed(f"the loss became {loss} in epoch {self.epoch + 1}, step {step}")
             record["train.loss"] = float(losses.mean())
-        for name, values in self._logged.items():
-            record[f"train.{name}"] = float(torch.stack([v.float() for v in values]).mean())
+        logged = {name: torch.stack([v.float() for v in values]) for name, values in self._logged.items()}
+        record |= {f"train.{name}": mean for name, mean in self.group.means(logged).items()}
         record["train.lr"] = self.optimizer.param_groups[0]["lr"]
         return record
 
@@ -248,12 +283,26 @@ class Run:
         self, call: int, indices: Tensor | None = None, *, batch_size: int | None = None, **options: Any
     ) -> Iterator[Batch]:
         """The batches of the epoch's `call`-th call of `loader`; `options` as of `Loader.batches`."""
-        return self._loader.batches(
-            indices,
-            batch_size=batch_size or self._recipe.batch_size,
-            order_seed=stream(self._seed, "order", self.epoch, call),
-            augment_seed=stream(self._seed, "augment", self.epoch, call),
+        size = batch_size or self._recipe.batch_size
+        seed = stream(self._seed, "augment", self.epoch, call)
+        given = {
+            "order_seed": stream(self._seed, "order", self.epoch, call),
+            "rank": self.group.rank,
+            "ranks": self.ranks,
             **options,
+        }
+        count = len(self._loader) if indices is None else len(indices)
+        if count and count < self.ranks:
+            raise UserError(f"run.loader: a batch of {count} samples has none for some of {self.ranks} ranks")
+        tail = 0 if given.get("shuffle", True) or count <= size else count % size
+        if not 0 < tail < self.ranks:
+            return self._loader.batches(indices, batch_size=size, augment_seed=seed, **given)
+        # A tail without a sample for each rank goes with the batch before it: all ranks must have as many batches.
+        order = torch.arange(count) if indices is None else indices
+        whole = self._loader.batches(order[: -size - tail], batch_size=size, augment_seed=seed, **given)
+        last = stream(seed, "tail")
+        return itertools.chain(
+            whole, self._loader.batches(order[-size - tail :], batch_size=size + tail, augment_seed=last, **given)
         )
 
     def _make_optimizer(self) -> None:
@@ -303,18 +352,23 @@ def train_epoch(
     left = None if state is None else run.resume_epoch(epoch, state["batch"], state["run"])
     done = 0 if state is None else state["batch"]
     # Of other devices `random_state` does not have all that a method may draw from.
-    resumable = type(method).epoch is Method.epoch and run.device.type in ("cpu", "cuda")
+    # And of other ranks nothing is known in the middle of an epoch.
+    resumable = type(method).epoch is Method.epoch and run.device.type in ("cpu", "cuda") and run.ranks == 1
     method.train()
     with run.autocast():
         for batch in method.epoch(run) if left is None else left:
+            run.take_share(batch)
             method.step(batch, run)
             run.step += 1
             method.after_step(batch, run)
+            run.share_state(batch)
             torch.clear_autocast_cache()  # also after a step that did without `optimize`; a resumed run has none either
             done += 1
             if resumable and journal is not None and journal.due():
                 journal.checkpoint(state_of(run, method, epoch, done), last=False)
-    return run.end_epoch()
+    record = run.end_epoch()
+    run.meet()
+    return record
 
 
 def state_of(run: Run, method: Method, epoch: int, batch: int | None = None) -> dict[str, Any]:
@@ -349,18 +403,3 @@ def train(
             raise TrainingFailed(f"after epoch {epoch + 1}: {error}") from error
         journal.epoch(epoch + 1, metrics)
         journal.checkpoint(state_of(run, method, epoch + 1), last=epoch + 1 == run.epochs)
-
-
-def make_fabric(recipe: Recipe, accelerator: str = "auto") -> lightning_fabric.Fabric:
-    """Fabric for one cell: device and precision; threads pinned, since bits depend on their number."""
-    torch.set_num_threads(recipe.threads)
-    if torch.cuda.is_available():  # the same seed gives the same weights there too, and 32-true is not TF32
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.allow_tf32 = False
-    try:
-        fabric = lightning_fabric.Fabric(accelerator=accelerator, devices=1, precision=recipe.precision)
-    except Exception as error:
-        raise UserError(f"device '{accelerator}' cannot be used: {error}".splitlines()[0]) from error
-    return fabric
