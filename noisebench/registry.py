@@ -107,9 +107,9 @@ def _essence(node: Any) -> Any:
         if name == "body" and documented and value and isinstance(value[0], ast.Expr):
             value = value[1:] if isinstance(value[0].value, ast.Constant) else value
         if name == "body" and isinstance(node, ast.ClassDef):
-            value = [item for item in value if not _is_search(item)]
+            value = [item for item in value if not _is_search(item) and not _is_text(item, METHOD_NOTES)]
         if name == "body" and isinstance(node, ast.Module):
-            value = [item for item in value if not _is_note(item)]
+            value = [item for item in value if not _is_text(item, NOTES)]
         if value not in (None, []) and name not in ("kind", "type_comment", "type_ignores"):
             found.append((name, _essence(value)))
     return found
@@ -130,14 +130,17 @@ def _is_search(node: ast.stmt) -> bool:
 NOTES = ("LICENCE", "SOURCE", "NOISE")
 """Constants of a dataset that tell people of it and change no result."""
 
+METHOD_NOTES = ("coupled",)
+"""The same of a method's class."""
 
-def _is_note(node: ast.stmt) -> bool:
-    """Whether a statement gives one of `NOTES` its text."""
+
+def _is_text(node: ast.stmt, names: tuple[str, ...]) -> bool:
+    """Whether a statement gives one of these names its text."""
     target = node.targets[0] if isinstance(node, ast.Assign) else None
     return (
         isinstance(node, ast.Assign)
         and isinstance(target, ast.Name)
-        and target.id in NOTES
+        and target.id in names
         and isinstance(node.value, ast.Constant)
     )
 

@@ -364,12 +364,13 @@ def main() -> int:
     parser.add_argument(
         "--longest", type=float, default=4, help="seconds of a start, or of training, at most (default: 4)"
     )
+    parser.add_argument("--epochs", type=int, default=12, help="of every cell; more, and more are hit in mid-training")
     parser.add_argument("--executor", choices=("local", "slurm", "ray"), default="local")
     parser.add_argument("--out", type=Path, help="where the boards go (default: a temporary folder, kept on a fault)")
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="kill-board-"))
     began = time.monotonic()
-    undisturbed = Board(out / "undisturbed", jobs=options.jobs)
+    undisturbed = Board(out / "undisturbed", jobs=options.jobs, epochs=options.epochs)
     undisturbed.finish()
     print(f"undisturbed: {len(undisturbed.cells())} cells, {time.monotonic() - began:.0f} s; {out}", flush=True)
     cluster = out / "cluster"
@@ -378,7 +379,10 @@ def main() -> int:
     counts = killing.counts
     try:
         while (left := options.kills - counts["drivers"] - counts["workers"] - counts["daemons"]) > 0:
-            killing.disturb(Board(out / f"disturbed-{counts['boards'] + 1}", jobs=options.jobs, engine=engine), left)
+            board = Board(
+                out / f"disturbed-{counts['boards'] + 1}", jobs=options.jobs, epochs=options.epochs, engine=engine
+            )
+            killing.disturb(board, left)
     finally:
         engine.stop()
     row = {

@@ -218,6 +218,12 @@ def test_what_a_dataset_tells_people_of_itself_is_no_part_of_its_code(tmp_path: 
     assert code_of(file, text.replace("10", "11")) != before
 
 
+def test_what_a_method_couples_is_no_part_of_its_code(tmp_path: Path) -> None:
+    before = code_of(tmp_path / "mine.py", METHOD)
+    assert code_of(tmp_path / "mine.py", METHOD.replace("    name =", '    coupled = "pairs"\n    name =')) == before
+    assert code_of(tmp_path / "mine.py", METHOD.replace("    name =", "    coupled = pairs()\n    name =")) != before
+
+
 def test_a_dataset_may_be_named_with_a_path() -> None:
     assert dataset_names.with_path("image_folder:my/photos") == ("image_folder", "my/photos")
     assert dataset_names.with_path("digits") == ("digits", None)
