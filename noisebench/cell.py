@@ -303,13 +303,14 @@ def _attempt(
             return _run(cell, own, base, *where, group)
     except Exception as error:
         found = read_json(path / "failure.json")
-        if found is not None and isinstance(error, RankLost):  # the rank that was lost said why
+        if found is not None:  # another rank said why
             return found
-        if isinstance(error, RankLost) and is_restarted():
-            raise
         result = _failure(base, error)
-        if found is not None:
-            return found
+        if isinstance(error, RankLost):  # no failure of the cell: started again, it goes on from its checkpoint
+            log(path, f"stopped: {error}")
+            if is_restarted():
+                raise
+            return result
         with suppress(OSError):  # a full disk must not hide the reason
             known = isinstance(error, KNOWN)
             log(path, f"failed: {error}" if known else f"failed:\n{traceback.format_exc()}")

@@ -249,11 +249,12 @@ class _Suite:
         """
         fresh = self.setup()
         method, run = fresh.method, fresh.run
-        (whole,) = run.loader(torch.arange(16), augment=False, shuffle=False)
         method.load_state_dict(_through_a_file(self.setup_trained.method.state_dict()))
         run.begin_epoch(RECIPE.epochs - 1)
         method.train()
-        next(iter(method.epoch(run)))  # what an epoch begins with, e.g. with which of several networks
+        given = next(iter(method.epoch(run)))  # what an epoch begins with, e.g. with which of several networks
+        views = len(given.x) if given.x.ndim == 5 else 1
+        (whole,) = run.loader(torch.arange(16), views=views, augment=False, shuffle=False)
         for module in method.modules():
             if isinstance(module, (_BatchNorm, _DropoutNd)):
                 module.forward = lambda x: x  # type: ignore[method-assign]
@@ -270,7 +271,7 @@ class _Suite:
 
         run.optimize = record  # type: ignore[method-assign]
         at = torch.tensor(samples)
-        method.step(Batch(*(part[at] for part in whole)), run)
+        method.step(Batch(whole.x[..., at, :, :, :], whole.y[at], whole.index[at]), run)
         if not found:
             raise _Skip("its step does without run.optimize")
         return torch.cat(found)

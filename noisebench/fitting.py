@@ -120,6 +120,8 @@ def fit(
         damaged: dict[str, str] = {}
         setup.on_damaged(damaged.__setitem__)
         setup.train(journal)
+        for others in group.all(damaged):
+            damaged.update(others)
     finally:
         torch.set_num_threads(threads)
     sha256 = weights_sha256(setup.method)

@@ -56,7 +56,7 @@ def launch(
                     rank = ends_of.pop(ours)
                     try:
                         found[rank] = ours.recv()
-                    except EOFError:
+                    except (EOFError, OSError):  # before a word, or within it
                         raise _died(processes, rank) from None
                     if ends(found[rank]):
                         return found

@@ -25,9 +25,10 @@ share of the batch, and a method need not know, if it keeps to this:
 
 - The loss is a mean over the samples of the batch: `run.optimize` averages the gradients of the shares, and what it
   records is the whole batch's. A loss that is none says so in `coupled`; it is taken over each share by itself.
-- A buffer with a row for each training sample gets the rows of all ranks after every step. `run.per_sample` gives every
-  rank all rows. Any other buffer or parameter must come out the same on all ranks: computed from what all of them have,
-  or from ``run.gather(rows)``, the rows of the whole batch. That is checked after every epoch.
+- A buffer with a row for each training sample gets the rows of all ranks after every step, those at the `index` of the
+  batch that `epoch` gave. `run.per_sample` gives every rank all rows. Any other buffer or parameter must come out the
+  same on all ranks: computed from what all of them have, or from ``run.gather(rows)``, the rows of the whole batch.
+  That is checked after every epoch.
 - BatchNorm sees the rank's share; its running averages are averaged in `run.per_sample` and after every epoch.
 - `run.generator` draws the same on all ranks: what the batch shares, e.g. a choice. The global generators differ: what
   each sample has of its own, e.g. dropout.

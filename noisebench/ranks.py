@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import lightning_fabric
@@ -112,7 +113,7 @@ class Group:
             with _answered(), torch.no_grad():
                 for tensor in tensors:
                     whole = tensor.contiguous()
-                    distributed.broadcast(whole, 0)
+                    distributed.broadcast(whole.view(-1).view(torch.uint8), 0)  # as no backend takes every type
                     tensor.copy_(whole)
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -136,9 +137,9 @@ class Group:
         sent = rows.new_zeros(most, max(1, shape.numel()))
         sent[: len(rows)] = rows.reshape(len(rows), -1) if rows.numel() else 0
         found = torch.empty(self.ranks * sent.numel() * sent.element_size(), dtype=torch.uint8, device=sent.device)
-        with _answered():  # as bytes, since no backend takes every type
+        with _answered():
             distributed.all_gather_into_tensor(found, sent.flatten().view(torch.uint8))
-        whole = found.view(rows.dtype).view(self.ranks, most, -1)
+        whole = found.view(rows.dtype).view(self.ranks, most, sent.shape[1])
         return [part[:size, : shape.numel()].reshape(size, *shape) for part, size in zip(whole, sizes, strict=True)]
 
     def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
@@ -223,11 +224,21 @@ class Group:
 
 
 def _checksum(value: Tensor) -> Tensor:
-    """A sum of the bits of a tensor, int64."""
+    """Of the bits of a tensor and where they stand, int64: counts of equal sum, or rows that are swapped, differ."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     if value.is_complex():
         value = torch.view_as_real(value)
-    return value.detach().view(kinds[value.element_size()]).sum(dtype=torch.int64)
+    found = torch.zeros((), dtype=torch.int64, device=value.device)
+    factors = _factors(value.device)
+    for part in value.detach().flatten().view(kinds[value.element_size()]).split(len(factors)):
+        found = found * 6364136223846793005 + (part * factors[: len(part)]).sum()
+    return found
+
+
+@cache
+def _factors(device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(-(2**63), 2**63 - 1, (2**18,), generator=generator).to(device)
 
 
 class GradientAverage:
@@ -245,9 +256,9 @@ class GradientAverage:
         flat = self._buffer() if self._flat is None else self._flat
         count = len(self._parameters)
         grads = [parameter.grad for parameter in self._parameters]
-        if None in grads:
-            flat.zero_()
         given = [(view, grad) for view, grad in zip(self._views, grads, strict=True) if grad is not None]
+        if len(given) < count:
+            flat.zero_()
         torch._foreach_copy_([view for view, _ in given], [grad for _, grad in given])
         flat[-1 - count : -1] = torch.tensor([float(grad is not None) for grad in grads])
         flat[-1] = 1

@@ -87,7 +87,7 @@ class Run:
         self._seed = seed
         self._fabric = group.fabric
         self._calls = 0
-        self._share = 0  # of the batch that a step is for, how many samples are here
+        self._share = 1  # of the batch that a step is for, how many samples are here; outside steps all count alike
         self._shares: list[int] = []
         self._losses: list[tuple[int, Tensor]] = []
         self._logged: dict[str, list[Tensor]] = {}
@@ -157,7 +157,8 @@ class Run:
     def gather(self, rows: Tensor) -> Tensor:
         """The rows [n, ...] of all ranks, without gradient: in the whole batch's order, if there is one a sample.
 
-        All ranks must call it, with n as each has it. Of one rank it gives back what it is given.
+        All ranks must call it, with n as each has it: a sample more on the first ones, or as many, is a batch's share,
+        and other numbers are put rank by rank. Of one rank it gives back what it is given.
         """
         return self.group.gather(rows)
 
@@ -206,6 +207,7 @@ class Run:
 
     def share_state(self, batch: Batch) -> None:
         """A step is done: what it wrote for its samples, the other ranks get."""
+        self._share = 1
         self._state_per_sample.share(batch.index)
 
     def meet(self) -> None:

@@ -32,7 +32,8 @@ done
 processes() {
     local session
     session=$(cat "$folder/session" 2>/dev/null) || return 0
-    ps -s "$session" -o args= | grep -qF -- "$folder/" && ps -s "$session" -o pid= || true
+    # No pipe to grep -q: it would break the pipe, and pipefail call that a failure.
+    [[ $(ps -s "$session" -o args=) != *"$folder/"* ]] || ps -s "$session" -o pid=
 }
 
 case $command in

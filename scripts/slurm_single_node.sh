@@ -93,7 +93,7 @@ END
 # address they get a name of their own, "localhost", and their jobs inherit it.
 launch() {
     local log="$dir/log/$1.start"
-    if getent ahostsv4 "$(uname -n)" | grep -q '^127\.'; then
+    if getent ahostsv4 "$(uname -n)" | grep '^127\.' >/dev/null; then
         "$@" >"$log" 2>&1 </dev/null
     else
         # shellcheck disable=SC2016
@@ -113,7 +113,7 @@ start() {
     done
     [ -z "$missing" ] || fail 2 "not installed:$missing; install them with: apt-get install slurm-wlm munge"
     [ "$(id -u)" = 0 ] || fail 2 "slurmd starts jobs as their user, so it must be started as root"
-    if ! getent ahostsv4 "$(uname -n)" | grep -q '^127\.' && ! unshare --uts true 2>/dev/null; then
+    if ! getent ahostsv4 "$(uname -n)" | grep '^127\.' >/dev/null && ! unshare --uts true 2>/dev/null; then
         fail 3 "Slurm would listen on the address of $(uname -n), which is no loopback address;" \
             "put a line '127.0.0.1 $(uname -n)' first in /etc/hosts"
     fi
@@ -143,7 +143,7 @@ start() {
     esac
     local found
     found=$(for p in $(sed -n 's/^Slurm\(ctld\|d\)Port=//p' "$dir/slurm.conf"); do listeners "$p"; done)
-    if echo "$found" | grep -qv '^0100007F:'; then
+    if echo "$found" | grep -v '^0100007F:' >/dev/null; then
         stop
         fail 3 "it listened beyond loopback ($(echo $found)) and was stopped"
     fi

@@ -68,6 +68,27 @@ class Diverges(Centre):
     share = False
 
 
+class Counts(Plain):
+    """Counts of its own on each rank, which have the same sum; and small integers, which no backend takes."""
+
+    def build(self, task: Task) -> None:
+        super().build(task)
+        self.register_buffer("kinds", torch.zeros(task.num_train, dtype=torch.int16))
+        self.register_buffer("counts", torch.zeros(task.num_classes, dtype=torch.int64))
+
+    def after_step(self, batch: Batch, run: Run) -> None:
+        self.kinds[batch.index] = batch.y.to(torch.int16)
+        self.counts += torch.bincount(batch.y, minlength=len(self.counts))
+
+
+class StepsBefore(Plain):
+    """An epoch begins with a step of its own."""
+
+    def epoch(self, run: Run) -> Iterator[Batch]:
+        run.optimize(self.loss(next(iter(run.loader())), run))
+        yield from run.loader()
+
+
 class NaNOnOne(Plain):
     """Its loss is no number in the third step of one rank."""
 
@@ -170,6 +191,12 @@ def short(group: Group | None) -> tuple[list[int], Tensor, float]:
     return run.gather(batch.index).tolist(), next(setup.method.parameters()).grad.clone(), run.end_epoch()["train.loss"]
 
 
+def weights_after_epoch(cls: Any, group: Group | None) -> Tensor:
+    setup = setup_of(cls, group)
+    train_epoch(setup.run, setup.method, 0)
+    return torch.cat([p.detach().flatten() for p in setup.method.parameters()])
+
+
 def failing(cell: Cell, out: Path) -> dict[str, Any]:
     """What a cell gives whose method fails on one rank. The other hears of it when that one ends."""
     from noisebench import cell as cell_module
@@ -199,7 +226,10 @@ def battery(cell: Cell, out: Path) -> bytes:
         "in order": in_order.method.seen,
         "trained": trained,
         "diverges": failure_of(Diverges, group),
+        "counts": failure_of(Counts, group),
+        "steps before": weights_after_epoch(StepsBefore, group),
         "nan": failure_of(NaNOnOne, group),
+        "gathered none": list(group.gather(torch.zeros(0, 3)).shape),
         "gathered": group.gather(torch.full((3 * seat.rank, 2), seat.rank, dtype=torch.bool)).tolist(),
         "failing": failing(cell, out),  # the last
     }
@@ -266,12 +296,20 @@ def test_runs_of_two_ranks_repeat(two: list[dict[str, Any]]) -> None:
 
 def test_rows_of_other_numbers_are_gathered_rank_by_rank(two: list[dict[str, Any]]) -> None:
     assert [one["gathered"] for one in two] == [[[True, True]] * 3] * 2
+    assert [one["gathered none"] for one in two] == [[0, 3]] * 2
+
+
+def test_a_step_outside_the_loop_counts_all_ranks_alike(two: list[dict[str, Any]]) -> None:
+    alone = weights_after_epoch(StepsBefore, None)
+    for one in two:
+        assert torch.allclose(one["steps before"], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_a_buffer_that_each_rank_has_of_its_own_is_named(two: list[dict[str, Any]]) -> None:
     for one in two:
         assert one["diverges"].startswith("after epoch 1: 'centre' is not the same on all ranks")
         assert "run.gather" in one["diverges"]
+        assert one["counts"].startswith("after epoch 1: 'counts' is not the same on all ranks")
 
 
 def test_a_loss_that_is_no_number_on_one_rank_fails_on_both_alike(two: list[dict[str, Any]]) -> None:
@@ -464,6 +502,16 @@ class DrawsForEach(Plain):
         return F.cross_entropy(self(batch.x + torch.randn_like(batch.x)), batch.y)
 
 
+class TwoViews(Plain):
+    name = "two_views"
+
+    def epoch(self, run: Run) -> Iterator[Batch]:
+        yield from run.loader(views=2)
+
+    def loss(self, batch: Batch, run: Run) -> Tensor:
+        return F.cross_entropy(self(batch.x[0]) + self(batch.x[1]), batch.y)
+
+
 @cache
 def verdict(cls: type[Classifier]) -> tuple[str, str]:
     outcomes = check_method(cls, raise_on_failure=False)
@@ -480,3 +528,4 @@ def test_a_method_that_couples_samples_is_told_to_say_so(cls: type[Classifier]) 
 def test_a_method_that_says_so_or_does_not_passes() -> None:
     assert verdict(Declares) == ("skipped", "declared: it chooses small losses")
     assert verdict(DrawsForEach)[0] == "passed"
+    assert verdict(TwoViews)[0] == "passed"
