@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 import traceback
 from collections.abc import Mapping
@@ -295,6 +296,10 @@ def _attempt(
         if group is not None and isinstance(own, Folder):
             group.same(None)  # the others may begin
             own = SharedFolder(group, path, own)
+        if group is not None:
+            for seen, host in group.all(((path / "lock").exists(), socket.gethostname())):
+                if not seen:
+                    raise UserError(f"{path} on {host} is not the first rank's folder; give an --out that all share")
         try:
             return _run(cell, own, base, *where, group)
         except Differs as error:

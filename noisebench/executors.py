@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from noisebench.config import Cell
+from noisebench.errors import UserError
 from noisebench.execution import EXECUTORS, Execution
 
 Ended = tuple[Cell, dict[str, Any]]
@@ -79,6 +80,8 @@ def run_cells(
     Raises:
         UserError: what `Executor.check` refuses.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("torchrun is for one cell (noisebench run); a board starts the ranks of its cells by itself")
     chosen = executor(place.execution.executor)
     chosen.check(place, cells)
     return chosen(cells, place, jobs, idle, more)

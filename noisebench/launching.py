@@ -86,7 +86,7 @@ def launch_again(
             report(str(error))
             if not left:
                 raise RankDied(
-                    f"{error}, as did one {MAX_DEATHS - 1} times before (out of memory? see dmesg)"
+                    f"{error}, as did one {MAX_DEATHS - 1} times before (out of memory? see log.txt and dmesg)"
                 ) from None
 
 
@@ -108,4 +108,9 @@ def _sit(work: Callable[..., Any], seat: Seat, answer: Connection, args: tuple[A
     for backend in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{backend}_SOCKET_IFNAME", loopback)
     take(seat)
-    answer.send(work(*args))
+    from noisebench.ranks import RankLost
+
+    try:
+        answer.send(work(*args))
+    except RankLost:  # the log says it, and the process that started this one starts it again
+        sys.exit(1)

@@ -60,7 +60,8 @@ def _answered() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLost(f"another rank does not answer: {error}".splitlines()[0]) from error
+        said = str(error).encode("ascii", "ignore").decode().splitlines()[:1]
+        raise RankLost(" ".join(["another rank does not answer:", *said])[:200]) from error
 
 
 class Group:
@@ -230,7 +231,7 @@ def _checksum(value: Tensor) -> Tensor:
         value = torch.view_as_real(value)
     found = torch.zeros((), dtype=torch.int64, device=value.device)
     factors = _factors(value.device)
-    for part in value.detach().flatten().view(kinds[value.element_size()]).split(len(factors)):
+    for part in torch.split(value.detach().flatten().view(kinds[value.element_size()]), len(factors)):
         found = found * 6364136223846793005 + (part * factors[: len(part)]).sum()
     return found
 
@@ -249,8 +250,12 @@ class GradientAverage:
         self._flat: Tensor | None = None
         self._views: list[Tensor] = []
 
-    def __call__(self, samples: int) -> None:
-        """Average them, each rank's weighted with its samples; of a parameter without one on any rank there is none."""
+    def __call__(self, samples: int, step: int) -> None:
+        """Average them, each rank's weighted with its samples; of a parameter without one on any rank there is none.
+
+        Raises:
+            TrainingFailed: another rank is at another step. Told on the CPU alone: reading from a GPU makes it wait.
+        """
         if self._group.ranks == 1:
             return
         flat = self._buffer() if self._flat is None else self._flat
@@ -260,23 +265,27 @@ class GradientAverage:
         if len(given) < count:
             flat.zero_()
         torch._foreach_copy_([view for view, _ in given], [grad for _, grad in given])
-        flat[-1 - count : -1] = torch.tensor([float(grad is not None) for grad in grads])
-        flat[-1] = 1
+        flat[-2 - count :] = torch.tensor([*(float(grad is not None) for grad in grads), step % 4096, 1.0])
         self._group.add(flat.mul_(samples))
         flat[:-1].div_(flat[-1].clone())
-        # Only where one is missing here must the others be asked: reading from a GPU makes it wait.
-        there = [True] * count if len(given) == count else (flat[-1 - count : -1] > 0).tolist()
+        if flat.device.type == "cpu" and abs(float(flat[-2]) - step % 4096) > 0.01:
+            raise TrainingFailed(
+                f"the ranks call run.optimize at other steps (step {step + 1} here): decide alike on all, from "
+                "run.generator or run.gather, or give a loss of 0 where there is nothing to learn"
+            )
+        # Only where one is missing here must the others be asked, for the same reason.
+        there = [True] * count if len(given) == count else (flat[-2 - count : -2] > 0).tolist()
         for parameter, view, known in zip(self._parameters, self._views, there, strict=True):
             parameter.grad = view.to(parameter.dtype) if known else None
 
     def _buffer(self) -> Tensor:
-        """One tensor with the gradients, a flag for each and the samples, in the order that memory has."""
+        """One tensor with the gradients, in the order that memory has, a flag for each, the step and the samples."""
         kind = torch.float32
         for parameter in self._parameters:
             kind = torch.promote_types(kind, parameter.dtype)
         sizes = [parameter.numel() for parameter in self._parameters]
-        self._flat = torch.zeros(sum(sizes) + len(sizes) + 1, dtype=kind, device=self._group.fabric.device)
-        parts = torch.split(self._flat, [*sizes, len(sizes), 1])
+        self._flat = torch.zeros(sum(sizes) + len(sizes) + 2, dtype=kind, device=self._group.fabric.device)
+        parts = torch.split(self._flat, [*sizes, len(sizes), 1, 1])
         for parameter, part in zip(self._parameters, parts, strict=False):
             self._views.append(part.as_strided(parameter.shape, torch.empty_like(parameter).stride()))
         return self._flat

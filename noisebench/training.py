@@ -146,7 +146,7 @@ class Run:
         # in float32 would have its gradient in bfloat16.
         with torch.autocast(self.device.type, enabled=False):
             self._fabric.backward(loss)
-        self._average(self._share)
+        self._average(self._share, self.step)
         if self._recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)
         self.optimizer.step()

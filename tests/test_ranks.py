@@ -89,6 +89,14 @@ class StepsBefore(Plain):
         yield from run.loader()
 
 
+class SkipsOne(Plain):
+    """One rank finds nothing to learn in a batch, and does without a step."""
+
+    def step(self, batch: Batch, run: Run) -> None:
+        if run.step != 2 or run.group.rank == 0:
+            super().step(batch, run)
+
+
 class NaNOnOne(Plain):
     """Its loss is no number in the third step of one rank."""
 
@@ -229,6 +237,7 @@ def battery(cell: Cell, out: Path) -> bytes:
         "counts": failure_of(Counts, group),
         "steps before": weights_after_epoch(StepsBefore, group),
         "nan": failure_of(NaNOnOne, group),
+        "skips": failure_of(SkipsOne, group),
         "gathered none": list(group.gather(torch.zeros(0, 3)).shape),
         "gathered": group.gather(torch.full((3 * seat.rank, 2), seat.rank, dtype=torch.bool)).tolist(),
         "failing": failing(cell, out),  # the last
@@ -310,6 +319,11 @@ def test_a_buffer_that_each_rank_has_of_its_own_is_named(two: list[dict[str, Any
         assert one["diverges"].startswith("after epoch 1: 'centre' is not the same on all ranks")
         assert "run.gather" in one["diverges"]
         assert one["counts"].startswith("after epoch 1: 'counts' is not the same on all ranks")
+
+
+def test_ranks_that_do_not_step_alike_are_told(two: list[dict[str, Any]]) -> None:
+    for one in two:
+        assert one["skips"].startswith("the ranks call run.optimize at other steps")
 
 
 def test_a_loss_that_is_no_number_on_one_rank_fails_on_both_alike(two: list[dict[str, Any]]) -> None:
