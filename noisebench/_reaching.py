@@ -42,7 +42,7 @@ def store_uri(out: Path) -> str:
 
 def shown(text: str) -> str:
     """An address, or a text with one in it, without the user and the password that it may hold."""
-    return re.sub(r"//[^/\s]+@", "//", text)
+    return re.sub(r"//\S+@", "//", text)
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -233,10 +233,17 @@ def _ask_server(uri: str, experiment: str) -> str | None:
     return next((tag.get("value") for tag in tags if tag.get("key") == RULES_TAG), None)
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere else: a token is for the server that was named."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """None: the answer stands as it came."""
+
+
 def _answer(request: urllib.request.Request) -> tuple[int, bytes]:
     https = urllib.request.HTTPSHandler(context=_tls()) if request.type == "https" else urllib.request.HTTPHandler()
     try:
-        with urllib.request.build_opener(https).open(request, timeout=_TIMEOUT) as answer:
+        with urllib.request.build_opener(https, _Stay()).open(request, timeout=_TIMEOUT) as answer:
             return int(answer.status), answer.read(1_000_000)
     except urllib.error.HTTPError as error:
         with error:

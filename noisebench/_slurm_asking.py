@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from noisebench.errors import UserError, unknown
 
-NOT_SHARED = 97
-"""What a job ends with that does not find our folder on its node."""
+NOT_SHARED, NO_DATA = 97, 98
+"""What a job ends with that does not find our folder, or the datasets, on its node."""
 
 DEAD = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 DEAD |= {"REVOKED", "TIMEOUT"}
@@ -36,6 +36,11 @@ class State(NamedTuple):
     def not_shared(self) -> bool:
         """Whether it did not find our folder: it said so itself, or Slurm could not open its log (signal 53)."""
         return self.name == "FAILED" and (self.code >> 8 == NOT_SHARED or self.code & 0x7F == 53)
+
+    @property
+    def without_data(self) -> bool:
+        """Whether it did not find the folder of datasets."""
+        return self.name == "FAILED" and self.code >> 8 == NO_DATA
 
 
 def squeue(name: str) -> list[str]:

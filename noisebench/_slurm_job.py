@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from noisebench._slurm_asking import NOT_SHARED
+from noisebench._slurm_asking import NO_DATA, NOT_SHARED
 from noisebench.config import Cell
 from noisebench.errors import UserError
 from noisebench.executors import Place
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 OURS = {"array", "chdir", "error", "job_name", "open_mode", "output", "parsable", "requeue", "signal", "test_only"}
 """Options of sbatch that we set, or that would break what we read."""
+
+SHARES = ("shard", "mps")
+"""Parts of a GPU, as Slurm's `gres` names them."""
 
 
 class Size(NamedTuple):
@@ -64,7 +67,8 @@ class SlurmJob:
                 continue  # it failed in this job, before it was requeued
             result = run_cell(cell, place.out, place.data_root, place.download, accelerator(place))
             if job.global_rank == 0 and result["status"] == "held":
-                write_json(folder / "slurm.json", (read_json(folder / "slurm.json") or {}) | {"held": True})
+                record = read_json(folder / "slurm.json") or {}  # it may be the record of the job that is at it
+                write_json(folder / "slurm.json", record | {"held": result["reason"], "by": job.job_id})
             elif job.global_rank == 0 and "timed-out too many times" in result.get("reason", ""):
                 times = f"ran out of its {slurm.minutes} minutes {slurm.requeues + 1} times"
                 reason = f"{times}; raise execution.slurm.minutes or .requeues, and it goes on from there"
@@ -87,7 +91,7 @@ def _leave(*_: Any) -> None:
 
 def accelerator(place: Place) -> str:
     """On what a cell computes: a job that asked for no GPU leaves alone those that it may see."""
-    asked = place.execution.gpus or any("gpu" in str(item) for item in place.execution.slurm.options.items())
+    asked = place.execution.gpus or any(word in str(place.execution.slurm.options) for word in ("gpu", *SHARES))
     return "cpu" if place.accelerator == "auto" and not asked else place.accelerator
 
 
@@ -107,7 +111,7 @@ def check_size(place: Place, size: Size) -> None:
         raise UserError(
             f"execution.slurm.nodes: {size.ranks} processes (recipe.ranks) on {slurm.nodes} nodes; give a divisor"
         )
-    shares = any(word in str(slurm.options) for word in ("shard", "mps"))
+    shares = any(word in str(slurm.options) for word in SHARES)
     if gpus and gpus < 1 and not shares:
         raise UserError(
             f"execution.gpus: {gpus:g}: Slurm gives whole GPUs; give 1, or a share as the cluster names it, such as "
@@ -163,6 +167,8 @@ def _before_python(place: Place, token: str) -> list[str]:
     if place.execution.slurm.nodes > 1:
         same = f"srun --ntasks-per-node=1 --ntasks=$SLURM_JOB_NUM_NODES sh -c {shlex.quote(same)}"
     lines = [f"{same} || exit {NOT_SHARED}"]
+    if place.data_root is not None and place.data_root.is_dir():
+        lines.append(f"[ -d {shlex.quote(str(place.data_root))} ] || exit {NO_DATA}")
     source = Path(__file__).parents[1]
     if str(source) in [str(Path(entry).absolute()) for entry in sys.path] and "-packages" not in source.name:
         lines.append(f'export PYTHONPATH={shlex.quote(str(source))}"${{PYTHONPATH:+:$PYTHONPATH}}"')

@@ -211,17 +211,22 @@ def run_board(
             progress.warn(warning)
         with driving(board_folder(benchmark, out), place), closing(ended):  # an error, Ctrl-C too, ends the workers
             for cell, result in ended:
-                if result["status"] == "failed":
-                    result = result_of(cell, out) | result
+                found = result_of(cell, out)
+                if found["status"] == "finished":  # whoever finished it, and if its worker died right after
+                    result = found
+                elif result["status"] == "failed":
+                    result = found | result
                     write_json(out / cell.folder() / "failure.json", result)  # a worker that died could not
                 results[cell.fingerprint()] = result_of(cell, out) | result | named(cell)
                 progress.done(cell, result)
     finally:
-        table = table_of(benchmark, list(results.values()))
-        table.write(board_folder(benchmark, out))
-        if sizes_of(table):
-            draw_grid(table, board_folder(benchmark, out))
-        unsent = sender.finish()
+        try:
+            table = table_of(benchmark, list(results.values()))
+            table.write(board_folder(benchmark, out))
+            if sizes_of(table):
+                draw_grid(table, board_folder(benchmark, out))
+        finally:
+            unsent = sender.finish()
     return Outcome(table, list(results.values()), unsent)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -121,9 +122,11 @@ def leaderboard(
     if outcome.unsent:
         terminal.print(f"MLflow: {outcome.unsent}; the run folders are complete.", soft_wrap=True, markup=False)
     else:
-        from noisebench.tracking import store_uri
+        from noisebench._reaching import shown, store_uri
 
-        terminal.print(f"Curves: mlflow ui --backend-store-uri {store_uri(out)}", soft_wrap=True, markup=False)
+        uri = shown(store_uri(out))  # with --detach this goes to a file
+        curves = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        terminal.print(f"Curves: {curves}", soft_wrap=True, markup=False)
     if outcome.failed:
         fail(f"{outcome.failed} of {len(outcome.results)} cells failed; the table's footer has the reasons", 1)
 
@@ -161,8 +164,13 @@ def _detach(benchmark: Benchmark, out: Path, as_json: bool) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    while process.poll() is None and process.pid not in [one["process"] for one in drivers(folder)]:
-        time.sleep(0.2)
+    us = {"host": socket.gethostname(), "process": process.pid}
+    try:
+        while process.poll() is None and not any(us.items() <= one.items() for one in drivers(folder)):
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
     if process.returncode is not None:
         print(log.read_text("utf-8", errors="replace").rstrip(), file=sys.stderr)
         raise typer.Exit(process.returncode)

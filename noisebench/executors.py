@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from noisebench.config import Cell
 from noisebench.errors import UserError
 from noisebench.execution import EXECUTORS, Execution
+from noisebench.files import epochs_of
 
 Ended = tuple[Cell, dict[str, Any]]
 """A cell and what `cell.run_cell` gave for it."""
@@ -27,6 +28,33 @@ class Place:
     download: bool = False
     accelerator: str = "auto"
     execution: Execution = field(default_factory=Execution)
+
+
+MAX_DEATHS = 3
+"""A cell whose process died so often without having got further (out of memory, say) is given up."""
+
+
+class Deaths:
+    """How often the process of a cell died."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell.fingerprint() in self._seen
+
+    def count(self, cell: Cell, more: int = 1) -> int:
+        """So many more deaths. How many there were without a further epoch: one that gets on may die at any time."""
+        epochs = epochs_of(self._out / cell.folder())
+        before, then = self._seen.get(cell.fingerprint(), (0, epochs))
+        now = more if epochs > then else before + more
+        self._seen[cell.fingerprint()] = now, epochs
+        return now
+
+    def forget(self, cell: Cell) -> None:
+        """It came to its end."""
+        self._seen.pop(cell.fingerprint(), None)
 
 
 class Executor(Protocol):

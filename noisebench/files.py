@@ -61,16 +61,37 @@ def make_once(file: Path, make: Callable[[Path], None]) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the file ``lock`` of a folder."""
+    """Whether a process holds the file ``lock`` of a folder. Looking needs no right to write, and several may look."""
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        return _is_held_by_taking(folder)
+    try:
+        with (folder / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _is_held_by_taking(folder: Path) -> bool:
     from filelock import FileLock, Timeout
 
-    if not (folder / "lock").exists():
-        return False
     try:
         with FileLock(folder / "lock", timeout=0):
             return False
     except Timeout:
         return True
+
+
+def epochs_of(folder: Path) -> int:
+    """How many epochs a run folder has recorded."""
+    try:
+        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
 def data_root_from(given: str | Path | None) -> Path | None:

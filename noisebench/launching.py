@@ -12,7 +12,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from noisebench.local_executor import MAX_DEATHS, follow_parent, hidden_main
+from noisebench.executors import MAX_DEATHS
+from noisebench.local_executor import follow_parent, hidden_main
 from noisebench.seats import Seat, take
 
 

@@ -17,10 +17,7 @@ from typing import Any
 
 from noisebench.config import Cell
 from noisebench.errors import UserError
-from noisebench.executors import Place, Results, cores
-
-MAX_DEATHS = 3
-"""A cell whose worker died so often (out of memory, say) is given up."""
+from noisebench.executors import MAX_DEATHS, Deaths, Place, Results, cores
 
 Futures = dict["concurrent.futures.Future[dict[str, Any]]", Cell]
 
@@ -46,25 +43,23 @@ class LocalExecutor:
         """
         left = list(cells)
         slots = _slots(place, left, jobs)
-        deaths: dict[str, int] = {}
+        deaths = Deaths(place.out)
         while left:
             # A pool that breaks takes the healthy cells beside the dying one with it: those suspects go on one by one.
-            suspects = [cell for cell in left if cell.fingerprint() in deaths]
+            suspects = [cell for cell in left if cell in deaths]
             batch = deque(suspects[:1] or left)
             running: Futures = {}
             try:
                 for cell, result in _run_pool(batch, place, slots[:1] if suspects else slots, running, idle):
                     left.remove(cell)
-                    deaths.pop(cell.fingerprint(), None)
+                    deaths.forget(cell)
                     yield cell, result
                     fresh = more()
                     left += fresh
                     batch.extend(() if suspects else fresh)
             except BrokenProcessPool:
                 for cell in list(running.values()) or suspects[:1] or left[:1]:
-                    key = cell.fingerprint()
-                    deaths[key] = deaths.get(key, 0) + (1 if suspects or len(running) < 2 else 0)
-                    if deaths[key] >= MAX_DEATHS:
+                    if deaths.count(cell, 1 if suspects or len(running) < 2 else 0) >= MAX_DEATHS:
                         left.remove(cell)
                         reason = f"its worker process died {MAX_DEATHS} times (out of memory? see dmesg); try --jobs 1"
                         yield cell, {"status": "failed", "reason": reason}

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from noisebench.config import Benchmark, Cell
+from noisebench.files import epochs_of
 from noisebench.metrics import METRICS, SCORES, score_of
-from noisebench.standing import epochs_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self

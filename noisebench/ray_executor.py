@@ -90,6 +90,9 @@ class RayExecutor:
                     yield cell, result
                     left += more()
                     fill()
+        except ConnectionError as error:  # at ray://, after half a minute of trying to connect again
+            address = place.execution.ray.address
+            raise UserError(f"the Ray cluster at '{address}' is lost; the same command goes on from there") from error
         finally:
             for task in running:
                 with suppress(Exception):

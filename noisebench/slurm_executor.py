@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -28,11 +27,9 @@ from noisebench import _slurm_asking as asking
 from noisebench import _slurm_job as job
 from noisebench.config import Cell
 from noisebench.errors import UserError
-from noisebench.executors import Place, Results
+from noisebench.executors import MAX_DEATHS, Deaths, Place, Results
 from noisebench.files import make_once, read_json, write_json
-
-MAX_DEATHS = 3
-"""A cell whose job ended so often without a result is given up."""
+from noisebench.standing import others_drive
 
 POLL, GRACE = 2.0, 10.0
 """Seconds between two looks at the queue; how long after a job's end its result may take to be seen here."""
@@ -97,9 +94,10 @@ class SlurmExecutor:
         idle: Callable[[], None] = lambda: None,
         more: Callable[[], list[Cell]] = list,
     ) -> Results:
-        """Run cells; at most `jobs` array tasks at once, by default execution.slurm.parallel.
+        """Run cells; at most `jobs` tasks of an array at once, by default execution.slurm.parallel.
 
-        Jobs of the same output folder that still wait or run are taken over, whichever driver placed them. A cell whose
+        What is placed later (again, or because it follows from a result) has arrays of its own. Jobs of the same output
+        folder that still wait or run are taken over, whichever driver placed them. A cell whose
         job vanished without a result is placed again, up to `MAX_DEATHS` times.
 
         Raises:
@@ -134,7 +132,8 @@ class _Queue:
         self.token = (self.folder / "token").read_text(encoding="utf-8")
         self.tasks: list[Task] = []
         self.states: dict[str, asking.State] = {}
-        self.deaths: Counter[str] = Counter()
+        self.deaths = Deaths(place.out)
+        self.most = MAX_ARRAY  # tasks of the next array: a user's limit on jobs may leave room for some only
         # Listed before squeue is asked: what another driver places between the two must not look dead.
         self._before = [path for path in self.folder.iterdir() if path.is_dir()]
         self._before = [path for path in self._before if list(path.glob("*_submission.sh")) or _old(path)]
@@ -180,7 +179,7 @@ class _Queue:
         for cell in cells:
             record = read_json(self._cell(cell) / "slurm.json") or {}
             name = str(record.get("job"))
-            if self.live(name) and not record.get("held"):
+            if self.live(name) and not self._held(cell, name):
                 found.setdefault(name, Task(name, self.folder / str(record.get("folder")), [], False)).cells.append(
                     cell
                 )
@@ -191,7 +190,7 @@ class _Queue:
         fresh.sort(key=lambda cell: job.size_of(cell, self.place))  # stable: the board's order within a size
         for size, group in groupby(fresh, key=lambda cell: job.size_of(cell, self.place)):
             chunks = _chunks(list(group), self.place.execution.slurm.cells_per_job if size.ranks == 1 else 1)
-            arrays = _chunks(chunks, MAX_ARRAY)
+            arrays = _chunks(chunks, self.most)
             for array in arrays:
                 self.idle()
                 if later or not self._submit(array, size, max(1, self.parallel // len(arrays))):
@@ -217,9 +216,11 @@ class _Queue:
         except RuntimeError as error:  # submitit's, of what sbatch said
             shutil.rmtree(folder, ignore_errors=True)
             said = asking.one_line(str(error))
-            if any(text in said.lower() for text in NOT_NOW):
+            if any(text in said.lower() for text in NOT_NOW) or (len(chunks) > 1 and "job array" in said.lower()):
+                self.most = max(1, len(chunks) // 2)
                 return False
             raise UserError(f"execution.slurm: sbatch refuses a job: {said}") from None
+        self.most = min(MAX_ARRAY, 2 * self.most)
         return True
 
     def ended(self) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -230,8 +231,8 @@ class _Queue:
             for cell in list(task.cells):
                 folder = self._cell(cell)
                 found = read_json(folder / "result.json") or read_json(folder / "failure.json")
-                if found is None and (read_json(folder / "slurm.json") or {}).get("held"):
-                    found = cell.identity() | {"status": "held"}
+                if found is None and (held := self._held(cell, task.job)):
+                    found = cell.identity() | {"status": "held", "reason": held}
                 if found is not None:
                     task.cells.remove(cell)
                     yield cell, found | {"label": cell.method.label}
@@ -249,6 +250,9 @@ class _Queue:
             if state is not None and state.not_shared:
                 where = f"{self.folder} on node {state.nodes} is not the folder of that name here"
                 raise UserError(f"executor slurm: {where}; give an --out that all nodes share")
+            if state is not None and state.without_data:
+                where = f"there is no {self.place.data_root} on node {state.nodes}"
+                raise UserError(f"executor slurm: {where}; give a --data-root that all nodes share")
             if self.live(task.job):
                 task.gone = None
                 continue
@@ -257,8 +261,7 @@ class _Queue:
                 continue
             first, *others = task.cells  # the others had not begun
             again += others
-            self.deaths[first.fingerprint()] += 1
-            if self.deaths[first.fingerprint()] < MAX_DEATHS:
+            if self.deaths.count(first) < MAX_DEATHS:
                 again.append(first)
             else:
                 reason = f"its Slurm job ended {MAX_DEATHS} times without a result: {_last_words(task, state)}"
@@ -268,22 +271,26 @@ class _Queue:
             self._forget(task)
 
     def finish(self) -> None:
-        """Wait a little for jobs that have done their cells, and remove what they leave."""
+        """Wait a little for jobs that have done their cells."""
         end = time.monotonic() + GRACE
         while any(self.live(task.job) for task in self.tasks) and time.monotonic() < end:
             self.wait(0.5)
             self.look()
-        for task in list(self.tasks):
-            self._forget(task)
 
     def cancel(self) -> None:
-        """Cancel what we placed and has not ended."""
-        mine = [task for task in self.tasks if task.placed and self.live(task.job)]
-        arrays = {task.job.partition("_")[0] for task in mine}
-        if arrays:
-            subprocess.run(["scancel", "--quiet", *sorted(arrays)], capture_output=True)
-        for task in mine:
+        """Cancel what we placed and has not ended, with what we took over if nobody else drives a board here."""
+        alone = not others_drive(self.place.out)
+        mine = [task for task in self.tasks if (task.placed or alone) and self.live(task.job)]
+        jobs = {task.job.partition("_")[0] if task.placed else task.job for task in mine}
+        if jobs:
+            subprocess.run(["scancel", "--quiet", *sorted(jobs)], capture_output=True)
+        for task in [task for task in self.tasks if task in mine or not self.live(task.job)]:
             self._forget(task)
+
+    def _held(self, cell: Cell, name: str) -> str:
+        """Why a job left a cell alone, if it did: another process was at it."""
+        record = read_json(self._cell(cell) / "slurm.json") or {}
+        return str(record.get("held", "")) if record.get("by") == name else ""
 
     def _forget(self, task: Task) -> None:
         self.tasks.remove(task)
@@ -328,17 +335,18 @@ def _last_words(task: Task, state: asking.State | None) -> str:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off to the end, for the programs started within, too."""
+    """Put Ctrl-C and SIGTERM off to the end, for the programs started within, too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    stops, came = (signal.SIGINT, signal.SIGTERM), list[int]()
+    before = {stop: signal.signal(stop, lambda number, _: came.append(number)) for stop in stops}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+        for number in came[:1]:  # here: an error of what was done within must not swallow it
+            signal.raise_signal(number)

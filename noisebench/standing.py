@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from noisebench.config import Benchmark, Cell
 from noisebench.executors import Place
-from noisebench.files import is_held, read_json, write_json
+from noisebench.files import epochs_of, is_held, read_json, write_json
 
 STATES = ("finished", "running", "failed", "left")
 
@@ -42,6 +42,9 @@ def missing(cell: Cell) -> dict[str, Any]:
 def driving(folder: Path, place: Place) -> Iterator[None]:
     """Say in a board's folder that this process drives it, for as long as it does."""
     host = socket.gethostname()
+    for one in folder.glob("drivers/*/driver.json"):  # of killed ones
+        if not is_held(one.parent):
+            shutil.rmtree(one.parent, ignore_errors=True)
     ours = folder / "drivers" / f"{host}-{os.getpid()}"
     ours.mkdir(parents=True, exist_ok=True)
     with FileLock(ours / "lock"):
@@ -57,6 +60,12 @@ def drivers(folder: Path) -> list[dict[str, Any]]:
     """The processes that drive a board now, on any machine that shares its folder."""
     alive = [one for one in sorted(folder.glob("drivers/*")) if is_held(one)]
     return [found for one in alive if (found := read_json(one / "driver.json"))]
+
+
+def others_drive(out: Path) -> bool:
+    """Whether another process drives a board of this output folder."""
+    own = f"{socket.gethostname()}-{os.getpid()}"
+    return any(one.name != own and is_held(one) for one in out.glob("boards/*/drivers/*"))
 
 
 def standing(benchmark: Benchmark, out: Path) -> dict[str, Any]:
@@ -88,11 +97,3 @@ def standing(benchmark: Benchmark, out: Path) -> dict[str, Any]:
         "failed_cells": failed,
         "drivers": drivers(out / "boards" / benchmark.name),
     }
-
-
-def epochs_of(folder: Path) -> int:
-    """How many epochs a run folder has recorded."""
-    try:
-        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
-    except OSError:
-        return 0

@@ -33,7 +33,7 @@ processes() {
     local session
     session=$(cat "$folder/session" 2>/dev/null) || return 0
     # No pipe to grep -q: it would break the pipe, and pipefail call that a failure.
-    [[ $(ps -s "$session" -o args=) != *"$folder/"* ]] || ps -s "$session" -o pid=
+    [[ $(ps -s "$session" -o args=) != *"$folder/"* ]] || ps -s "$session" -o pid= || true # they may end in between
 }
 
 case $command in
@@ -56,7 +56,8 @@ case $command in
         # Without the first, Ray puts a node that is told 127.0.0.1 at the machine's outer address, open to all.
         export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 RAY_USAGE_STATS_ENABLED=0
         export RAY_AUTH_MODE=token
-        ray get-auth-token --generate >/dev/null 2>&1 || true # it is there, or this Ray is too old to know any
+        # Ray would make it for all to read. It fails where it is there, or where Ray is too old to know any.
+        (umask 077 && ray get-auth-token --generate >/dev/null 2>&1) || true
         # shellcheck disable=SC2016
         if ! setsid --wait bash -c 'echo $$ >"$1/session"; shift; exec "$@"' _ "$folder" \
             ray start --head --node-ip-address=127.0.0.1 --port="$port" --temp-dir="$folder" \

@@ -25,8 +25,7 @@ from filelock import FileLock
 from noisebench import board, cli, files, local_executor, registry, tracking
 from noisebench.config import Benchmark, Cell, build, load_benchmark
 from noisebench.errors import UserError
-from noisebench.executors import Place, run_cells
-from noisebench.local_executor import MAX_DEATHS
+from noisebench.executors import MAX_DEATHS, Place, run_cells
 
 # No import of torch up here: the workers of the tests with made-up work import this file.
 
@@ -477,6 +476,17 @@ def test_a_cell_that_was_given_up_is_failed_in_a_rebuilt_table_too(
     outcome = run(benchmark, tmp_path, run_cells)
     assert outcome.failed == 1
     assert board.rebuild(benchmark, tmp_path, "runs").to_json() == outcome.table.to_json()
+
+
+def test_a_cell_whose_worker_died_right_after_it_was_finished_is_finished(tmp_path: Path, no_mlflow: None) -> None:
+    def dies_at_last(cells: list[Cell], place: Place, *_: Any) -> Iterator[tuple[Cell, dict[str, Any]]]:
+        for cell in cells:
+            files.write_json(tmp_path / cell.folder() / "result.json", {"status": "finished", "metrics": NUMBERS})
+            yield cell, {"status": "failed", "reason": "its worker process died"}
+
+    outcome = run(small(), tmp_path, dies_at_last)
+    assert outcome.failed == 0
+    assert board.rebuild(small(), tmp_path, "runs").to_json() == outcome.table.to_json()
 
 
 # -------------------------------------------------------------------------------------------------------------- kills

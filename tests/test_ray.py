@@ -28,10 +28,7 @@ from noisebench.execution import Execution, Ray
 from noisebench.executors import Place
 from noisebench.files import read_json
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: noisebench[ray]"),
-    pytest.mark.xdist_group("ray"),  # one cluster
-]
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: noisebench[ray]")
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ray_local.sh"
 CELLS = ["recipe.epochs=2", "methods=[ce, gce]", "seeds=[0, 1]", "noise=[{kind: symmetric, rate: 0.4}]"]

@@ -6,11 +6,13 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from clusters import SCRIPT, SlurmCluster, alive, said, slurm, until
 from filelock import FileLock
 
 from noisebench import _slurm_asking as asking
+from noisebench import _slurm_job as slurm_job
 from noisebench import slurm_executor
 from noisebench.cell import run_cell
 from noisebench.config import Cell, build
@@ -311,6 +314,64 @@ def test_a_job_inherits_neither_an_outer_job_nor_a_password(monkeypatch: pytest.
         assert {"SLURM_CONF", "SBATCH_ACCOUNT"} <= os.environ.keys()
         assert not {"SLURM_JOB_ID", "MLFLOW_TRACKING_PASSWORD", "WORLD_SIZE"} & os.environ.keys()
     assert os.environ["SLURM_JOB_ID"] == "1"
+
+
+@pytest.mark.parametrize(
+    "said", ["Job violates accounting/QOS policy (job submit limit, ...)", "Invalid job array specification"]
+)
+def test_an_array_that_slurm_does_not_take_whole_is_placed_in_parts(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Batch:
+        def submit_array(self, tasks: list[Any]) -> list[SimpleNamespace]:
+            sizes.append(len(tasks))
+            if len(tasks) > 3:
+                raise RuntimeError(f"sbatch: error: Batch job submission failed: {said}")
+            return [SimpleNamespace(job_id=f"{len(sizes)}_{i}") for i in range(len(tasks))]
+
+    monkeypatch.setattr(slurm_executor.job, "batch", lambda *_: Batch())
+    queue = slurm_executor._Queue(place_of(tmp_path), 256, lambda: None)
+    left = [cell_of("ce", epochs=epochs) for epochs in range(1, 9)]
+    for _ in range(3):
+        left = queue.place_all(left)
+    assert left == []
+    assert sizes == [8, 4, 2, 2, 2, 2]
+    assert len(queue.tasks) == 8
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_jobs_are_placed_comes_after_them_and_is_not_lost(
+    stop: signal.Signals,
+) -> None:
+    placed: list[bool] = []
+
+    def place() -> None:
+        with slurm_executor._uninterrupted():
+            signal.raise_signal(stop)
+            placed.append(True)
+            raise RuntimeError("sbatch refuses")
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command has it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            place()
+        assert placed
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "found"),
+    [(None, {}, "cpu"), (1, {}, "auto"), (None, {"gres": "shard:1"}, "auto"), (None, {"gpus-per-task": 1}, "auto")],
+)
+def test_a_job_computes_on_a_gpu_if_it_asked_for_one_or_a_share(
+    gpus: float | None, options: dict[str, Any], found: str
+) -> None:
+    assert slurm_job.accelerator(place_of(Path(), gpus, options=options)) == found
 
 
 # --------------------------------------------------------------------------------------------- the script

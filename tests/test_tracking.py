@@ -306,6 +306,21 @@ def test_after_the_deadline_no_cell_is_begun(board: Board) -> None:
     sender.close()
 
 
+def test_a_cell_that_was_left_is_shown_as_killed_also_by_the_sender_that_sent_its_epochs(board: Board) -> None:
+    cell = board.cell()
+    sender = tracking.Sender(board.uri, board.out, board.name)
+    for epoch in (1, 2):
+        cell.train(epoch, epoch)
+        assert not sender.sync()
+    assert not sender.sync()  # finds nothing to send
+    assert board.run_of(cell).info.status == "RUNNING"
+    assert not sender.sync_to_the_end()
+    assert board.run_of(cell).info.status == "KILLED"
+    sender.close()
+    with FileLock(board.folder / "tracking.lock", timeout=0):
+        pass  # another sender may have the board
+
+
 def test_two_senders_of_a_board_do_not_mix(board: Board) -> None:
     board.cell().train()
     with FileLock(board.folder / "tracking.lock"):
