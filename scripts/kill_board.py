@@ -100,7 +100,8 @@ class Ray(Local):
 
     def workers(self, driver: int) -> list[int]:
         """The processes in which cells run."""
-        return [pid for pid, _, words in processes() if words.startswith("ray::") and "IDLE" not in words]
+        # By the name of a cell's task: without its agents, which have such names too, a node of Ray ends.
+        return [pid for pid, _, words in processes() if words.startswith("ray::") and ", seed " in words]
 
     def stop(self) -> None:
         """End the cluster."""
