@@ -33,7 +33,7 @@ processes() {
     local session
     session=$(cat "$folder/session" 2>/dev/null) || return 0
     # No pipe to grep -q: it would break the pipe, and pipefail call that a failure.
-    [[ $(ps -s "$session" -o args=) != *"$folder/"* ]] || ps -s "$session" -o pid= || true # they may end in between
+    [[ $(ps -ww -s "$session" -o args=) != *"$folder/"* ]] || ps -s "$session" -o pid= || true # they may end in between
 }
 
 case $command in

@@ -353,7 +353,8 @@ def test_a_stop_while_jobs_are_placed_comes_after_them_and_is_not_lost(
             placed.append(True)
             raise RuntimeError("sbatch refuses")
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command has it
+    # As the command has them: a shell may have started us in the background, where Ctrl-C is ignored.
+    before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(KeyboardInterrupt):
             place()
@@ -361,7 +362,8 @@ def test_a_stop_while_jobs_are_placed_comes_after_them_and_is_not_lost(
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 @pytest.mark.parametrize(
