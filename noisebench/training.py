@@ -19,7 +19,6 @@ from noisebench.errors import TrainingFailed, UserError
 from noisebench.evaluation import Evaluator
 from noisebench.method import Batch, Epochs, Method, epochs_from
 from noisebench.ranks import GradientAverage, Group, SampleState
-from noisebench.seats import make_fabric as make_fabric
 from noisebench.streams import stream
 
 

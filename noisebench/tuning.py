@@ -30,10 +30,10 @@ from noisebench.executors import Place, run_cells
 from noisebench.files import write_text
 from noisebench.metrics import score_of
 from noisebench.reading import build, parse_yaml, to_yaml
+from noisebench.seats import make_fabric
 from noisebench.standing import result_of
 from noisebench.streams import stream
 from noisebench.studies import Study, Trial, open_store
-from noisebench.training import make_fabric
 from noisebench.tuning_plan import OBJECTIVE, SEED, Row, plan, study_name, trial_cells, with_settings
 
 
