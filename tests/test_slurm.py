@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -381,7 +382,11 @@ def test_a_job_computes_on_a_gpu_if_it_asked_for_one_or_a_share(
 
 def listening(pids: list[int]) -> set[str]:
     """The addresses that processes listen on, as /proc/net has them."""
-    inodes = {str(fd.readlink())[8:-1] for pid in pids for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    inodes = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                inodes.add(str(fd.readlink())[8:-1])
     rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     return {row[1].rpartition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
 
