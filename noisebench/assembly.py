@@ -15,7 +15,7 @@ from noisebench import noise, open_set, registry
 from noisebench.config import Recipe, explain
 from noisebench.data import Augmentation, ImageData, Images, Labels, Loader, make_loader
 from noisebench.errors import BrokenPlugin, UserError, unknown
-from noisebench.evaluation import Evaluator, FurtherTest
+from noisebench.evaluation import Evaluator, FurtherTest, calibration
 from noisebench.method import Method, Task
 from noisebench.nn import make_backbone
 from noisebench.ranks import Group, join
@@ -175,12 +175,20 @@ class Setup:
             seed=seed,
             outliers=strangers,
             further=[_further(name, data, recipe, test_at, loader) for name in recipe.evaluate],
+            losses=recipe.record_losses and noisy is not None and noisy.known,
         )
 
     def on_damaged(self, report: Callable[[str, str], None]) -> None:
         """Call `report` with name and reason of each image that does not decode; once for each loader that meets it."""
         for loader in self._loaders:
             loader.on_damaged(report)
+
+    def calibration(self) -> dict[str, list[Any]]:
+        """See `evaluation.calibration`: of the method as it is after the last epoch, on the test set."""
+        self.run.epoch = self.run.epochs - 1
+        self.method.eval()
+        with torch.no_grad(), self.run.autocast():
+            return calibration(*self.evaluator.predict_test(self.method, self.run))
 
     def train(self, journal: Journal, state: dict[str, Any] | None = None) -> None:
         """Run the training loop, from the start or from a stored state."""

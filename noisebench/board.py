@@ -99,11 +99,14 @@ def table_of(benchmark: Benchmark, results: list[dict[str, Any]]) -> Table:
     )
 
 
-def check_settings(benchmark: Benchmark, place: Place) -> None:
+def check_settings(benchmark: Benchmark, place: Place) -> dict[str, str]:
     """Refuse what would fail every cell before the first one starts: settings, data, backbone.
 
-    A plug-in that cannot be imported, or one dataset of several that is missing, fails its own cells only; a source of
-    outliers that is missing is refused.
+    A plug-in that cannot be imported fails its own cells only; a source of outliers that is missing is refused.
+
+    Returns:
+        The datasets that cannot be had here and why: their cells cannot run. Some of several; of a board that stands
+        beside a paper's figures all of them may be.
 
     Raises:
         UserError: the key, the value, what would be right.
@@ -124,12 +127,13 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
             if "outliers" in cls.needs_with(hparams) and all(noise.source is None for noise in benchmark.noise):
                 raise UserError(f"{benchmark.name}: methods[{i}] '{spec.name}' needs {NEEDS['outliers']}")
             rows.append((cls, hparams))
-    problems, several = [], ""
+    problems: dict[str, UserError] = {}
+    several = ""
     for name in benchmark.datasets:
         try:
             data = load_dataset(name, place.data_root, place.download)
         except UserError as error:
-            problems.append(error)
+            problems[name] = error
             continue
         if data.multilabel:
             several = several or name
@@ -149,11 +153,12 @@ def check_settings(benchmark: Benchmark, place: Place) -> None:
     for cls, hparams in rows if several else ():
         check_several(cls, hparams, f"dataset '{several}'")
     whole_dataset.cache_clear()
-    if len(problems) == len(benchmark.datasets):  # else the cells of those that are missing fail, the others go on
-        raise problems[0]
+    if len(problems) == len(benchmark.datasets) and benchmark.published is None:
+        raise next(iter(problems.values()))
     if not benchmark.recipe.backbone.startswith("timm:"):  # those cannot be made without their weights' memory
         with torch.device("meta"):
             make_backbone(benchmark.recipe.backbone, (3, 32, 32), **benchmark.recipe.backbone_options)
+    return {name: str(error) for name, error in problems.items()}
 
 
 def check_encoded(benchmark: Benchmark, dataset: str) -> None:
@@ -201,12 +206,17 @@ def run_board(
     ended: Results = (_ for _ in ())
     warning = tracking.check_store(out, benchmark.name)
     if todo:
-        check_settings(benchmark, place)
+        lacking = check_settings(benchmark, place)
+        for cell in todo:
+            if cell.dataset in lacking:
+                results[cell.fingerprint()] = missing(cell) | named(cell) | {"reason": lacking[cell.dataset]}
+        todo = [cell for cell in todo if cell.dataset not in lacking]
+    if todo:
         ended = _waiting(todo, lambda cells: run(cells, place, jobs, progress.tick), out, progress.tick)
     describe_board(benchmark, out)
     sender = tracking.start(out, benchmark.name)
     try:
-        progress.start(todo, len(cells) - len(todo), out)
+        progress.start(todo, sum(result["status"] == "finished" for result in results.values()), out)
         if warning is not None:
             progress.warn(warning)
         with driving(board_folder(benchmark, out), place), closing(ended):  # an error, Ctrl-C too, ends the workers

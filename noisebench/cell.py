@@ -26,6 +26,7 @@ from noisebench.config import Cell
 from noisebench.errors import TrainingFailed, UserError
 from noisebench.files import read_json, write_json
 from noisebench.loading import load_dataset, load_source, stored_noise
+from noisebench.machine import forget_peak, hardware, peak_memory_mb, versions
 from noisebench.metrics import SCORES, about, score_of
 from noisebench.ranks import Group, RankLost, join
 from noisebench.seats import check_devices, is_restarted, seat_for
@@ -44,6 +45,7 @@ def summarise(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     Best by its score: accuracy, or gAP where an image may have several labels.
     """
     score = score_of(name.removeprefix("test.") for name in history[-1]["metrics"])
+    selected = selected_epoch(history)
 
     def at(line: dict[str, Any]) -> dict[str, float]:
         metrics = line["metrics"]
@@ -53,9 +55,18 @@ def summarise(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         return {"epoch": line["epoch"]} | {short: metrics[k] for k, short in names.items() if k in metrics}
 
     found = {"last": at(history[-1]), "best": at(max(history, key=lambda r: r["metrics"][f"test.{score}"]))}
-    if f"val.{score}" in history[-1]["metrics"]:
-        found["selected"] = at(max(history, key=lambda r: r["metrics"][f"val.{score}"]))
+    if selected is not None:
+        found["selected"] = at(history[selected - 1])
     return found
+
+
+def selected_epoch(history: list[dict[str, Any]]) -> int | None:
+    """The first epoch with the best score on the noisy validation split, 1-based; None without such a split."""
+    score = next((f"val.{name}" for name in SCORES if history and f"val.{name}" in history[-1]["metrics"]), None)
+    if score is None:
+        return None
+    best: int = max(history, key=lambda line: line["metrics"][score])["epoch"]
+    return best
 
 
 KNOWN = (UserError, TrainingFailed, RankLost)
@@ -124,7 +135,7 @@ class Folder:
 
     def clear(self) -> None:
         """Forget the run, to start it anew."""
-        for name in ("metrics.jsonl", "checkpoint.pt"):
+        for name in ("metrics.jsonl", "checkpoint.pt", "selected.pt"):
             (self.path / name).unlink(missing_ok=True)
         self.history = []
 
@@ -171,6 +182,8 @@ class Folder:
 
     def checkpoint(self, state: dict[str, Any], last: bool) -> None:
         """Store the state if it is time: written aside, then renamed, so that the last good one stays."""
+        if "batch" not in state and not last and selected_epoch(self.history[: state["epoch"]]) == state["epoch"]:
+            save_tensors(state["method"], self.path / "selected.pt")
         now = time.monotonic()
         if last or now - self._saved >= self._every:
             if "batch" in state:
@@ -388,6 +401,7 @@ def _run(
         write_json(folder.path / "config.json", config)
     setup = Setup(cls, hparams, data, noisy.labels, cell.recipe, cell.seed, noisy, accelerator, source, group)
     device = setup.run.device.type
+    forget_peak(setup.run.device)
     state = folder.stored_state()
     if state is not None and state["run"]["device"] != device:
         folder.log(f"the checkpoint is of another device ({state['run']['device']}, now {device}): started anew")
@@ -399,10 +413,13 @@ def _run(
     folder.begin(state.get("seconds", 0) if state else 0)
     setup.on_damaged(folder.damaged)
     setup.train(folder, state)
+    calibration = setup.calibration()
     if group is not None and not first:
         told: dict[str, Any] = group.same({})
         return told
     save_tensors(setup.method.state_dict(), folder.path / "model.pt")
+    if selected_epoch(folder.history) in (None, len(folder.history)):
+        (folder.path / "selected.pt").unlink(missing_ok=True)  # the last epoch's, which model.pt has
     result = base | {
         "status": "finished",
         "privileged": list(cls.needs_with(hparams)),
@@ -413,6 +430,10 @@ def _run(
         "seconds": round(sum(line["metrics"]["seconds"] for line in folder.history), 3),
         "epochs": len(folder.history),
         "metrics": summarise(folder.history),
+        "calibration": calibration,
+        "peak_memory_mb": peak_memory_mb(setup.run.device),
+        "hardware": hardware(setup.run.device),
+        "versions": versions(),
     }
     result |= {"damaged": folder.num_damaged} if folder.num_damaged else {}
     write_json(folder.path / "result.json", result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 NLL_FLOOR = 1e-12
 ECE_BINS = 15
 MEMORISED_SAMPLES = 10_000
-"""At most so many training images with a wrong label are looked at for the memorised share (a fixed random choice)."""
+"""At most so many training images with a wrong label are looked at for the memorised share (a fixed random choice).
+
+And as many with a right one where losses are recorded."""
 
 
 class FurtherTest(NamedTuple):
@@ -70,6 +72,7 @@ class Evaluator:
         seed: of the run, for the choice of images.
         outliers: loader of test images of no class of `test`, under open-set noise; their labels are not looked at.
         further: tests beside the test set's own.
+        losses: whether to record the training losses of right and of wrong labels, too.
 
     Attributes:
         test: as it was given.
@@ -86,6 +89,7 @@ class Evaluator:
         seed: int,
         outliers: Loader | None = None,
         further: Sequence[FurtherTest] = (),
+        losses: bool = False,
     ) -> None:
         self.test, self._validation, self._train, self._outliers = test, validation, train, outliers
         self._seed, self._further = seed, further
@@ -96,10 +100,9 @@ class Evaluator:
         suspects = self._wrong.nonzero().flatten().cpu()
         if self._multilabel and wrong.ndim == 1:  # labels name sets: which classes of one are wrong is not told
             suspects = suspects[:0]
-        if len(suspects) > MEMORISED_SAMPLES:
-            generator = torch.Generator().manual_seed(stream(seed, "memorised"))
-            suspects = suspects[torch.randperm(len(suspects), generator=generator)[:MEMORISED_SAMPLES]].sort().values
-        self._suspects = suspects
+        self._suspects = self._few(suspects, "memorised")
+        self._losses = losses
+        self._others = self._few((~self._wrong).nonzero().flatten().cpu(), "rightly labelled")
 
     def __call__(self, method: Method, run: Run) -> dict[str, float]:
         """All metrics of the method as it stands; shares in [0, 1], NLL in nats.
@@ -131,6 +134,10 @@ class Evaluator:
                 found["train.memorised"] = float(((probabilities > 0.5) == labels.bool())[wrong].double().mean())
             else:
                 found["train.memorised"] = _accuracy(probabilities, labels)
+            if self._losses:
+                found |= loss_quartiles("wrong", probabilities, labels)
+        if self._losses and len(self._others):
+            found |= loss_quartiles("right", *self._predict(method, run, "losses", self._train, self._others))
         scores = method.noise_scores(run)
         if scores is not None and scores.shape != self._wrong.shape:
             raise TrainingFailed(f"noise_scores must give [{len(self._wrong)}], it gave {list(scores.shape)}")
@@ -146,6 +153,13 @@ class Evaluator:
         if estimate is not None and known is not None and estimate.shape == known.shape:
             found["train.transition_error"] = float((estimate.double().cpu() - known).abs().mean())
         return found
+
+    def _few(self, positions: Tensor, which: str) -> Tensor:
+        """`MEMORISED_SAMPLES` of them, a fixed random choice, sorted; all where there are not more."""
+        if len(positions) <= MEMORISED_SAMPLES:
+            return positions
+        generator = torch.Generator().manual_seed(stream(self._seed, which))
+        return positions[torch.randperm(len(positions), generator=generator)[:MEMORISED_SAMPLES]].sort().values
 
     def predict_test(self, method: Method, run: Run) -> tuple[Tensor, Tensor]:
         """Probabilities [N, K] of the test set, with the draws that belong to `run.epoch`, and its clean labels."""
@@ -292,6 +306,41 @@ def average_precision(p: Tensor, y: Tensor) -> float:
         return 0.0
     hits = len(present) - torch.searchsorted(present, present)
     return float((hits.double() / (len(everything) - torch.searchsorted(everything, present))).mean())
+
+
+def calibration(p: Tensor, y: Tensor) -> dict[str, list[Any]]:
+    """A reliability diagram: 15 equal-width bins of confidence, those of the ECE.
+
+    Args:
+        p: probabilities [B, K]; y: labels [B], of which the largest p is looked at, or multi-hot [B, K], of which every
+            entry is.
+
+    Returns:
+        {"count": 15 ints; "confidence", "accuracy": 15 means in [0, 1], None in an empty bin}.
+    """
+    confidence, predicted = p.clamp(0, 1).max(1)
+    right = predicted == y if y.ndim == 1 else y.flatten().bool()
+    if y.ndim == 2:
+        confidence = p.clamp(0, 1).flatten()
+    edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=p.dtype, device=p.device)
+    bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp_max(ECE_BINS - 1)  # 1 belongs to the last
+    count = torch.bincount(bins, minlength=ECE_BINS)
+    means = [torch.bincount(bins, values.double(), minlength=ECE_BINS) / count for values in (confidence, right)]
+    shown = [[round(v, 6) if n else None for v, n in zip(m.tolist(), count.tolist(), strict=True)] for m in means]
+    return {"count": count.tolist(), "confidence": shown[0], "accuracy": shown[1]}
+
+
+def loss_quartiles(which: str, p: Tensor, y: Tensor) -> dict[str, float]:
+    """Quartiles of the cross-entropy in nats of p [B, K], floored at 1e-12, under y (Arazo et al. 2019, Fig. 1).
+
+    Named ``train.loss_<which>.q25``, ``.median``, ``.q75``. Of multi-hot y [B, K] the binary one, summed over classes.
+    """
+    if y.ndim == 1:
+        losses = -p.gather(1, y[:, None]).clamp_min(NLL_FLOOR).double().log().flatten()
+    else:
+        losses = -torch.where(y.bool(), p, 1 - p).clamp_min(NLL_FLOOR).double().log().sum(1)
+    found = losses.cpu().quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    return {f"train.loss_{which}.{name}": value for name, value in zip(("q25", "median", "q75"), found, strict=True)}
 
 
 def precision_recall(scores: Tensor, positive: Tensor, points: int = 200) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ Epochs = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0,
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
-LATER = ("image_size", "crop_area", "skip_damaged", "test_size", "evaluate", "start", "ranks")
+LATER = ("image_size", "crop_area", "skip_damaged", "test_size", "evaluate", "start", "ranks", "record_losses")
 """Settings of a recipe that finished runs may not have had."""
 
 
@@ -76,6 +76,7 @@ class Recipe(Model):
     workers: int = Field(default=2, ge=0)
     threads: int = Field(default=1, ge=1)
     ranks: int = Field(default=1, ge=1, strict=True)  # processes that share every batch
+    record_losses: bool = False  # quartiles of the training losses of right and of wrong labels, by epoch
     checkpoint_seconds: float = Field(default=20, ge=0)  # 0, or several ranks: never within an epoch
 
     @model_validator(mode="after")

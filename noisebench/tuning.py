@@ -282,7 +282,7 @@ def tune(
     """
     rows = plan(benchmark, trials, seed, search)
     for dataset in benchmark.datasets:  # one that is missing, or no such device, would fail every trial
-        check_settings(benchmark.model_copy(update={"datasets": (dataset,)}), place)
+        check_settings(benchmark.model_copy(update={"datasets": (dataset,), "published": None}), place)
     make_fabric(benchmark.recipe, place.accelerator)
     folder = board_folder(benchmark, place.out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from noisebench import board, cli, files, local_executor, registry, tracking
 from noisebench.config import Benchmark, Cell, build, load_benchmark
+from noisebench.drawing import notes
 from noisebench.errors import UserError
 from noisebench.executors import MAX_DEATHS, Place, run_cells
 
@@ -41,6 +42,7 @@ SMALL: dict[str, Any] = {
 }
 
 
+LABEL = "symmetric 40% (excl. true)"
 NUMBERS = {which: {"epoch": 3, "accuracy": 0.5, "nll": 1.5, "ece": 0.1} for which in ("last", "selected", "best")}
 
 
@@ -97,6 +99,25 @@ def test_sizes_of_a_dataset_share_their_noise_and_make_a_grid(tmp_path: Path) ->
     assert alone.results[0]["dataset"] == "digits"
     assert alone.results[0]["seconds"] == outcome.results[0]["seconds"]
     assert not (tmp_path / "boards" / "alone" / "grid.png").exists()
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_columns_whose_data_is_not_there_are_shown_as_not_run(tmp_path: Path) -> None:
+    recipe = {"epochs": 1, "train_size": 240}
+    figures = {"source": "A, 2020", "tables": [{"dataset": "svhn", "noise": [LABEL], "figures": {"ce": {"last": [9]}}}]}
+    benchmark = small(datasets=["digits", "svhn"], methods=["ce"], recipe=recipe)
+    outcome = run(benchmark, tmp_path)
+    assert (outcome.failed, [result["status"] for result in outcome.results]) == (0, ["finished", "missing"])
+    ((column, reason),) = outcome.table.unavailable.items()
+    assert column.dataset == "svhn"
+    assert "data-root" in reason
+    assert "not run" in outcome.table.to_markdown()
+    assert f"Not run, svhn: {reason}" in "".join(notes(outcome.table))
+    with pytest.raises(UserError, match="SVHN needs a data folder"):
+        run(small(name="none", datasets=["svhn"], methods=["ce"], recipe=recipe), tmp_path)
+    # Beside a paper's figures even a table without any data is worth seeing.
+    beside = run(small(name="beside", datasets=["svhn"], methods=["ce"], recipe=recipe, published=figures), tmp_path)
+    assert [result["status"] for result in beside.results] == ["missing"]
 
 
 @pytest.mark.usefixtures("no_mlflow")

@@ -124,7 +124,7 @@ def test_a_finished_folder_is_whole(tmp_path: Path) -> None:
     result = run(cell, tmp_path)
     folder = tmp_path / cell.folder()
     assert result["status"] == "finished"
-    assert {file.name for file in folder.iterdir()} == FILES
+    assert {file.name for file in folder.iterdir()} - {"selected.pt"} == FILES
     assert result == json.loads((folder / "result.json").read_text())
     assert result["epochs"] == len(lines(cell, tmp_path)) == EPOCHS
     assert result["metrics"]["last"]["accuracy"] == lines(cell, tmp_path)[-1]["metrics"]["test.accuracy"]
@@ -136,6 +136,51 @@ def test_a_finished_folder_is_whole(tmp_path: Path) -> None:
     renamed = {name.replace("/", "."): value for name, value in holder.state_dict().items()}
     holder.state_dict = lambda: renamed  # type: ignore[method-assign,assignment]
     assert weights_sha256(holder) == result["weights_sha256"]
+
+
+def test_a_result_tells_of_the_machine_and_of_calibration(undisturbed: Undisturbed) -> None:
+    result = undisturbed()[0]
+    assert result["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert "core" in result["hardware"]
+    counts, accuracies = result["calibration"]["count"], result["calibration"]["accuracy"]
+    assert sum(counts) == len(load_dataset("digits", None).test_labels)
+    right = sum(n * accuracy for n, accuracy in zip(counts, accuracies, strict=True) if n)
+    assert right / sum(counts) == pytest.approx(result["metrics"]["last"]["accuracy"], abs=1e-5)
+    if os.path.exists("/proc/self/status"):
+        assert 50 < result["peak_memory_mb"] < 20_000
+
+
+def test_the_weights_of_the_selected_epoch_are_kept_through_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def selected(cell: Cell, out: Path) -> tuple[int, dict[str, torch.Tensor]]:
+        result = run(cell, out)
+        folder = out / cell.folder()
+        epoch = int(result["metrics"]["selected"]["epoch"])
+        assert (folder / "selected.pt").exists() == (epoch < result["epochs"]), "else model.pt has them"
+        return epoch, torch.load(folder / ("selected.pt" if epoch < result["epochs"] else "model.pt"))
+
+    # The last epochs cannot learn at this rate, so that an earlier one is selected.
+    cell = cell_of(epochs=6, lr=0.05, schedule={"kind": "multistep", "milestones": [3], "gamma": 1.0}, clip_norm=1e-9)
+    cells = [cell, cell_of(epochs=6, validation=0.2)]
+    for i, one in enumerate(cells):
+        epoch, weights = selected(one, tmp_path / f"{i}")
+        short = one.model_copy(update={"recipe": one.recipe.model_copy(update={"epochs": 6})})
+        seen: dict[int, dict[str, torch.Tensor]] = {}
+        checkpoint = Folder.checkpoint
+
+        def keep(self: Folder, state: dict[str, Any], last: bool, seen: Any = seen) -> None:
+            seen[state["epoch"]] = {name: value.clone() for name, value in state["method"].items()}
+            checkpoint(self, state, last)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "checkpoint", keep)
+            run(short, tmp_path / f"seen {i}")
+        assert all(torch.equal(weights[name], value) for name, value in seen[epoch].items())
+        stopped_after(max(1, epoch), one, tmp_path / f"killed {i}", monkeypatch, before_saving=True)
+        again = selected(one, tmp_path / f"killed {i}")
+        assert again[0] == epoch
+        assert all(torch.equal(weights[name], value) for name, value in again[1].items())
 
 
 def test_a_finished_cell_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

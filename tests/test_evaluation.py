@@ -17,6 +17,7 @@ from noisebench.errors import TrainingFailed, UserError
 from noisebench.evaluation import (
     _ranks,
     average_precision,
+    calibration,
     check_probabilities,
     classification_metrics,
     multilabel_metrics,
@@ -54,6 +55,55 @@ def test_metrics_are_the_formulas(seed: int, classes: int, sharp: float) -> None
     assert found["top5"] == pytest.approx((order[:, :5] == labels[:, None]).any(1).mean())
     assert found["nll"] == pytest.approx(-np.log(np.maximum(q[np.arange(200), labels], 1e-12)).mean(), rel=1e-5)
     assert found["ece"] == pytest.approx(ece_by_hand(q, labels), abs=1e-5)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_bins_of_a_reliability_diagram_are_those_of_the_ece(several: bool) -> None:
+    p, y = some(300, 8, 3)
+    y = torch.nn.functional.one_hot(y, 8) if several else y
+    found = calibration(p, y)
+    entries = (p.flatten(), y.flatten() == 1) if several else (p.amax(1), p.argmax(1) == y)
+    confidence, right = (values.double().numpy() for values in entries)
+    for b, (count, sure, accurate) in enumerate(zip(*found.values(), strict=True)):
+        inside = (confidence >= b / 15) & (confidence < (b + 1) / 15)
+        assert count == inside.sum()
+        if count:
+            assert (sure, accurate) == pytest.approx((confidence[inside].mean(), right[inside].mean()), abs=1e-6)
+        else:
+            assert sure is accurate is None
+    gaps = [n * abs(a - c) for n, c, a in zip(*found.values(), strict=True) if n]
+    metrics = (multilabel_metrics if several else classification_metrics)(p, y)
+    assert sum(gaps) / sum(found["count"]) == pytest.approx(metrics["ece"], abs=1e-5)
+
+
+def test_a_confidence_of_one_belongs_to_the_last_bin() -> None:
+    found = calibration(torch.eye(2), torch.tensor([0, 0]))
+    assert found["count"] == [0] * 14 + [2]
+    assert (found["confidence"][-1], found["accuracy"][-1]) == (1.0, 0.5)
+
+
+def test_losses_of_right_and_wrong_labels_are_told_where_asked_and_change_nothing_else() -> None:
+    data = sample_data()
+    noisy = inject(data.train_labels, "symmetric", 0.4, num_classes=data.num_classes, seed=0)
+    lines, setups = [], []
+    Plain = method_class("ce")
+    for asked in (False, True):
+        recipe = RECIPE.model_copy(update={"record_losses": asked})
+        setup = Setup(Plain, Plain.Hparams(), data, noisy.labels, recipe, 7, noisy, "cpu")
+        setup.train(journal := Memory())
+        lines.append(journal.history[-1]["metrics"])
+        setups.append(setup)
+    told = {name: value for name, value in lines[1].items() if ".loss_" in name}
+    assert {name: value for name, value in lines[1].items() if name not in told} == lines[0]
+    at = split(len(data.train_labels), RECIPE, 7)[0].numpy()
+    with torch.no_grad():
+        p = setups[1].method.eval().predict(setups[1].run._loader.normalised(np.asarray(data.train_images[at])))
+    losses = -np.log(p.double().numpy()[np.arange(len(at)), noisy.labels[at]])
+    wrong = noisy.labels[at] != data.train_labels[at]
+    for which, chosen in (("right", ~wrong), ("wrong", wrong)):
+        for name, share in (("q25", 0.25), ("median", 0.5), ("q75", 0.75)):
+            assert told.pop(f"train.loss_{which}.{name}") == pytest.approx(np.quantile(losses[chosen], share), rel=1e-5)
+    assert not told
 
 
 def test_a_probability_of_zero_costs_the_floor_and_not_infinity() -> None:
