@@ -15,10 +15,11 @@ from noisebench import noise, open_set, registry
 from noisebench.config import Recipe, explain
 from noisebench.data import Augmentation, ImageData, Images, Labels, Loader, make_loader
 from noisebench.errors import BrokenPlugin, UserError, unknown
-from noisebench.evaluation import Evaluator, FurtherTest, calibration
+from noisebench.evaluation import Evaluator, FurtherTest
 from noisebench.method import Method, Task
 from noisebench.nn import make_backbone
 from noisebench.ranks import Group, join
+from noisebench.scoring import calibration
 from noisebench.starting import start_from
 from noisebench.streams import stream
 from noisebench.training import Journal, Run, train
@@ -184,7 +185,7 @@ class Setup:
             loader.on_damaged(report)
 
     def calibration(self) -> dict[str, list[Any]]:
-        """See `evaluation.calibration`: of the method as it is after the last epoch, on the test set."""
+        """See `scoring.calibration`: of the method as it is after the last epoch, on the test set."""
         self.run.epoch = self.run.epochs - 1
         self.method.eval()
         with torch.no_grad(), self.run.autocast():

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_calibration_error,
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
 
 from noisebench.data import Loader
 from noisebench.errors import TrainingFailed, UserError
 from noisebench.method import Batch, Method
 from noisebench.ranks import EVALUATION_BATCH as EVALUATION_BATCH
+from noisebench.scoring import (
+    ECE_BINS as ECE_BINS,
+)
+from noisebench.scoring import (
+    NLL_FLOOR as NLL_FLOOR,
+)
+from noisebench.scoring import (
+    accuracy,
+    area_under_roc,
+    average_precision,
+    calibration_to_people,
+    classification_metrics,
+    loss_quartiles,
+    multilabel_metrics,
+    precision_recall,
+)
 from noisebench.streams import stream
 
 if TYPE_CHECKING:
     from noisebench.training import Run
 
-NLL_FLOOR = 1e-12
-ECE_BINS = 15
 MEMORISED_SAMPLES = 10_000
 """At most so many training images with a wrong label are looked at for the memorised share (a fixed random choice).
 
@@ -119,21 +127,21 @@ class Evaluator:
             found |= other.score(probabilities if images is None else self._predict(method, run, other.name, images)[0])
         if self._outliers is not None:
             inlier_scores, inlier = self._inlier_scores(method, run, probabilities)
-            found["test.inlier_auc"] = float(binary_auroc(_ranks(inlier_scores), inlier.long()))
+            found["test.inlier_auc"] = area_under_roc(inlier_scores, inlier)
             found["test.inlier_ap"] = average_precision(inlier_scores, inlier)
         if self._validation is not None:
             probabilities, labels = self._predict(method, run, "validation", self._validation)
             if self._multilabel:
                 found["val.gap"] = average_precision(probabilities, labels)
             else:
-                found["val.accuracy"] = _accuracy(probabilities, labels)
+                found["val.accuracy"] = accuracy(probabilities, labels)
         if len(self._suspects):
             probabilities, labels = self._predict(method, run, "memorised", self._train, self._suspects)
             if self._multilabel:
                 wrong = self._entries[self._suspects].to(labels.device)
                 found["train.memorised"] = float(((probabilities > 0.5) == labels.bool())[wrong].double().mean())
             else:
-                found["train.memorised"] = _accuracy(probabilities, labels)
+                found["train.memorised"] = accuracy(probabilities, labels)
             if self._losses:
                 found |= loss_quartiles("wrong", probabilities, labels)
         if self._losses and len(self._others):
@@ -144,7 +152,7 @@ class Evaluator:
         if scores is not None and not bool(scores.isfinite().all()):
             raise TrainingFailed("noise_scores gave a value that is NaN or infinite")
         if scores is not None and bool(self._wrong.any()) and not bool(self._wrong.all()):
-            found["train.noise_auc"] = float(binary_auroc(_ranks(scores), self._wrong.to(scores.device).long()))
+            found["train.noise_auc"] = area_under_roc(scores, self._wrong.to(scores.device))
         estimate = method.transition()
         side, known = 2 if self._multilabel else self._num_classes, self._transition
         shapes = [(side, side)] + ([] if known is None else [tuple(known.shape)])  # of open-set noise with outliers
@@ -246,125 +254,3 @@ def check_probabilities(p: Tensor, num_classes: int, multilabel: bool = False) -
     if bool((p < 0).any()) or bool(((total - 1).abs() > 1e-3).any()):
         worst = float(total[(total - 1).abs().argmax()])
         raise TrainingFailed(f"predict must give rows on the simplex; the worst row sums to {worst:.4g}")
-
-
-def classification_metrics(p: Tensor, y: Tensor) -> dict[str, float]:
-    """Top-1, top-5, NLL (floored at 1e-12) and ECE (15 equal-width bins) of probabilities [B, K] against y [B]."""
-    found = {"accuracy": _accuracy(p, y)}
-    if p.shape[1] > 5:
-        found["top5"] = _accuracy(p, y, top_k=5)
-    found["nll"] = float(-p.gather(1, y[:, None]).clamp_min(NLL_FLOOR).double().log().mean())
-    # torchmetrics takes values outside [0, 1] for logits: rounding must not push a probability there.
-    found["ece"] = float(
-        multiclass_calibration_error(p.clamp(0, 1), y, p.shape[1], ECE_BINS, "l1", validate_args=False)
-    )
-    return found
-
-
-def calibration_to_people(p: Tensor, soft: Tensor) -> dict[str, float]:
-    """NLL and ECE of probabilities [B, K] against the shares of people that said each class, [B, K].
-
-    NLL is the cross-entropy -sum_k q_k log p_k (Peterson et al. 2019, "Human uncertainty makes classification more
-    robust"), p floored at 1e-12: at its least it is the entropy of q, not 0. ECE compares the largest p with the share
-    of people that said the same class, over 15 equal-width bins of the former: those of `classification_metrics`, so
-    that people who all say the label give its ECE.
-    """
-    confidence, predicted = p.clamp(0, 1).max(1)
-    agreed = soft.gather(1, predicted[:, None]).flatten()
-    # torchmetrics' bins: closed on the left, in the type of p, and one of its own for a confidence of 1.
-    edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=p.dtype, device=p.device)
-    bins = torch.bucketize(confidence, edges, right=True) - 1
-    gaps = torch.zeros(len(edges), dtype=torch.float64, device=p.device)
-    gaps.index_add_(0, bins, confidence.double() - agreed)
-    nll = -(soft * p.double().clamp_min(NLL_FLOOR).log()).sum(1).mean()
-    return {"nll": float(nll), "ece": float(gaps.abs().sum()) / len(p)}
-
-
-def multilabel_metrics(p: Tensor, y: Tensor) -> dict[str, float]:
-    """gAP, NLL and ECE of probabilities [B, K] in [0, 1] against multi-hot y [B, K].
-
-    NLL is the binary cross-entropy summed over the classes, mean over the images (Collier et al. 2021, Table 3), with
-    both p and 1 - p floored at 1e-12. ECE (15 equal-width bins) compares p with how often the class is there, over all
-    entries.
-    """
-    right = torch.where(y.bool(), p, 1 - p).clamp_min_(NLL_FLOOR)
-    return {
-        "gap": average_precision(p, y),
-        "nll": -float(right.log_().sum(dtype=torch.float64)) / len(p),
-        "ece": float(binary_calibration_error(p, y, ECE_BINS, "l1", validate_args=False)),
-    }
-
-
-def average_precision(p: Tensor, y: Tensor) -> float:
-    """gAP: average precision over all entries [B, K] at once (micro-averaged), exact; 0 where no label is present.
-
-    The mean over the present entries of the precision at their own p; equal to the sum over thresholds of
-    (R_n - R_{n-1}) P_n, ties included. torchmetrics' exact curve takes four times the memory of this sort.
-    """
-    everything, present = p.flatten().sort().values, p[y.bool()].sort().values
-    if not len(present):
-        return 0.0
-    hits = len(present) - torch.searchsorted(present, present)
-    return float((hits.double() / (len(everything) - torch.searchsorted(everything, present))).mean())
-
-
-def calibration(p: Tensor, y: Tensor) -> dict[str, list[Any]]:
-    """A reliability diagram: 15 equal-width bins of confidence, those of the ECE.
-
-    Args:
-        p: probabilities [B, K]; y: labels [B], of which the largest p is looked at, or multi-hot [B, K], of which every
-            entry is.
-
-    Returns:
-        {"count": 15 ints; "confidence", "accuracy": 15 means in [0, 1], None in an empty bin}.
-    """
-    confidence, predicted = p.clamp(0, 1).max(1)
-    right = predicted == y if y.ndim == 1 else y.flatten().bool()
-    if y.ndim == 2:
-        confidence = p.clamp(0, 1).flatten()
-    edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=p.dtype, device=p.device)
-    bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp_max(ECE_BINS - 1)  # 1 belongs to the last
-    count = torch.bincount(bins, minlength=ECE_BINS)
-    means = [torch.bincount(bins, values.double(), minlength=ECE_BINS) / count for values in (confidence, right)]
-    shown = [[round(v, 6) if n else None for v, n in zip(m.tolist(), count.tolist(), strict=True)] for m in means]
-    return {"count": count.tolist(), "confidence": shown[0], "accuracy": shown[1]}
-
-
-def loss_quartiles(which: str, p: Tensor, y: Tensor) -> dict[str, float]:
-    """Quartiles of the cross-entropy in nats of p [B, K], floored at 1e-12, under y (Arazo et al. 2019, Fig. 1).
-
-    Named ``train.loss_<which>.q25``, ``.median``, ``.q75``. Of multi-hot y [B, K] the binary one, summed over classes.
-    """
-    if y.ndim == 1:
-        losses = -p.gather(1, y[:, None]).clamp_min(NLL_FLOOR).double().log().flatten()
-    else:
-        losses = -torch.where(y.bool(), p, 1 - p).clamp_min(NLL_FLOOR).double().log().sum(1)
-    found = losses.cpu().quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
-    return {f"train.loss_{which}.{name}": value for name, value in zip(("q25", "median", "q75"), found, strict=True)}
-
-
-def precision_recall(scores: Tensor, positive: Tensor, points: int = 200) -> tuple[Tensor, Tensor]:
-    """Precision [n] and recall [n], float64, of "positive from this score on", from the highest score to the lowest.
-
-    One point for each score that occurs, thinned evenly to `points` where there are more; the last has recall one.
-
-    Args:
-        scores: [N], larger = more likely positive; positive: bool [N], one at least.
-    """
-    ordered, order = scores.sort(descending=True)
-    found = positive[order].double().cumsum(0)
-    last = torch.cat([(ordered[1:] != ordered[:-1]).nonzero().flatten().cpu(), torch.tensor([len(scores) - 1])])
-    if len(last) > points:
-        last = last[torch.linspace(0, len(last) - 1, points, dtype=torch.float64).round().long()]
-    found = found.cpu()
-    return found[last] / (last + 1), found[last] / found[-1]
-
-
-def _accuracy(p: Tensor, y: Tensor, top_k: int = 1) -> float:
-    return float(multiclass_accuracy(p, y, p.shape[1], average="micro", top_k=top_k, validate_args=False))
-
-
-def _ranks(scores: Tensor) -> Tensor:
-    """Scores as ranks in [0, 1]: torchmetrics would squash anything outside, and so tie large losses."""
-    inverse: Tensor = torch.unique(scores.double(), return_inverse=True)[1]
-    return inverse.double() / max(1, int(inverse.max()))

@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from noisebench.assembly import Setup, make_hparams, method_class, split
 from noisebench.config import Noise, Recipe, build
 from noisebench.data import ImageData
-from noisebench.evaluation import ECE_BINS
 from noisebench.files import data_root_from
 from noisebench.loading import load_dataset, make_noise
+from noisebench.scoring import area_under_roc, calibration_error
 from noisebench.training import train_epoch
 
 STEP_BAR = 2.3
@@ -93,9 +92,8 @@ def separation(args: argparse.Namespace) -> dict[str, Any]:
         train_epoch(setup.run, setup.method, epoch)
     method: Any = setup.method.eval()
     at = split(len(noisy.labels), recipe, args.seed)[0].numpy()
-    flipped = torch.from_numpy((noisy.labels != data.train_labels)[at]).long()
+    flipped = torch.from_numpy((noisy.labels != data.train_labels)[at])
     scores = method.noise_scores(setup.run)
-    ranks = torch.unique(method.losses, return_inverse=True)[1].double()
     with torch.no_grad():
         right = setup.evaluator.score(*setup.evaluator.predict_test(method, setup.run))["accuracy"]
     return {
@@ -103,9 +101,9 @@ def separation(args: argparse.Namespace) -> dict[str, Any]:
         "images": len(at),
         "rate": args.rate,
         "seed": args.seed,
-        "auc": round(float(binary_auroc(scores.double(), flipped)), 4),
-        "auc_of_the_loss": round(float(binary_auroc(ranks / ranks.max(), flipped)), 4),
-        "ece": round(float(binary_calibration_error(scores, flipped, ECE_BINS)), 4),
+        "auc": round(area_under_roc(scores, flipped), 4),
+        "auc_of_the_loss": round(area_under_roc(method.losses, flipped), 4),
+        "ece": round(calibration_error(scores, flipped), 4),
         "bar": AUC_BAR,
         "test_accuracy": round(right, 4),
         "seconds": round(time.perf_counter() - began),

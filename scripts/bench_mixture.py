@@ -24,13 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from noisebench.assembly import Setup, make_hparams, method_class, split
 from noisebench.config import Noise, Recipe, build
-from noisebench.evaluation import ECE_BINS
 from noisebench.loading import load_dataset, make_noise
 from noisebench.nn import BetaMixture, GaussianMixture
+from noisebench.scoring import area_under_roc, calibration_error
 from noisebench.streams import stream
 from noisebench.training import train_epoch
 
@@ -107,13 +106,13 @@ def real_row(args: argparse.Namespace) -> Iterator[Figure]:
         converged = BetaMixture(1000, 1e-6, starts=5).fit(losses)
         found = {"beta": beta, "gaussian": gaussian, "beta converged": converged}
         scores = {name: mixture.posterior(losses) for name, mixture in found.items()}
-        aucs = {name: float(binary_auroc(p, flipped.long())) for name, p in scores.items()}
+        aucs = {name: area_under_roc(p, flipped) for name, p in scores.items()}
         yield {
             "data": f"{args.dataset}, {len(losses):,} images, {args.epochs} epochs",
             "rate": rate,
             "flipped": float(flipped.double().mean()),
             "test accuracy": accuracy,
-            "loss auc": float(binary_auroc(ranks(losses), flipped.long())),
+            "loss auc": area_under_roc(losses, flipped),
             **{f"{name} auc": auc for name, auc in aucs.items()},
             **{f"{name} ece": ece(p, flipped) for name, p in scores.items()},
             "lowest 5% flipped": float(flipped[lowest].double().mean()),
@@ -177,13 +176,7 @@ def simulate(
 
 def ece(p: Tensor, happened: Tensor) -> float:
     """Of a probability [N] against what happened: 15 bins of equal width."""
-    return float(binary_calibration_error(p.clamp(0, 1), happened.long(), ECE_BINS, "l1"))
-
-
-def ranks(losses: Tensor) -> Tensor:
-    """In [0, 1], with the same ties: torchmetrics would squash what lies outside, and so tie large losses."""
-    inverse = torch.unique(losses.double(), return_inverse=True)[1]
-    return inverse.double() / max(1, int(inverse.max()))
+    return calibration_error(p, happened)
 
 
 def synchronise(device: torch.device) -> None:
