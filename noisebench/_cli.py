@@ -49,6 +49,16 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the benchmark, e.g. --set recipe.epochs=30."),
 ]
+ScaleName = Annotated[
+    str | None,
+    typer.Option(
+        "--scale",
+        metavar="NAME",
+        help="Run a board of a paper small: cpu shows the whole table in minutes, on a small network and a subset.",
+    ),
+]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="These seeds, by commas, e.g. 0,1,2,3,4.")]
+BoardEpochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of every run (recipe.epochs).")]
 Methods = Annotated[str | None, typer.Option("--methods", help="Only these rows, by commas.")]
 Jobs = Annotated[
     int | None, typer.Option("--jobs", help="Cells at once; by default as many as the cores or the GPUs hold.", min=1)
@@ -75,6 +85,26 @@ def rows_named(config: Benchmark, names: str) -> tuple[MethodSpec, ...]:
     if not chosen:
         raise UserError("--methods: no row is named; give rows by commas, e.g. --methods ce,gce")
     return tuple(chosen.values())
+
+
+def board_chosen(
+    benchmark: str,
+    methods: str | None,
+    seeds: str | None,
+    epochs: int | None,
+    settings: list[str] | None,
+    scale: str | None,
+) -> Benchmark:
+    """The board that a command is about, as its options change it."""
+    from noisebench.config import load_benchmark
+
+    extra = list(settings or [])
+    if seeds is not None:
+        extra.append(f"seeds=[{seeds}]")
+    if epochs is not None:
+        extra.append(f"recipe.epochs={epochs}")
+    config = load_benchmark(benchmark, extra, scale)
+    return config if methods is None else config.retitled(f"methods {methods}", methods=rows_named(config, methods))
 
 
 def with_executor(config: Benchmark, name: str | None) -> Benchmark:

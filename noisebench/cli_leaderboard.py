@@ -15,6 +15,7 @@ import typer
 
 from noisebench._cli import (
     DEFAULT_OUT,
+    BoardEpochs,
     DataRoot,
     Device,
     Download,
@@ -23,11 +24,13 @@ from noisebench._cli import (
     Json,
     Methods,
     Out,
+    ScaleName,
+    Seeds,
     Set,
+    board_chosen,
     completes,
     console,
     fail,
-    rows_named,
     stop_like_ctrl_c,
     with_executor,
 )
@@ -53,9 +56,10 @@ def leaderboard(
         str, typer.Argument(help="A shipped benchmark or a YAML file.", autocompletion=completes("benchmark"))
     ] = "digits",
     methods: Methods = None,
-    seeds: Annotated[str | None, typer.Option(help="These seeds, by commas, e.g. 0,1,2,3,4.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of every run (recipe.epochs).")] = None,
+    seeds: Seeds = None,
+    epochs: BoardEpochs = None,
     settings: Set = None,
+    scale: ScaleName = None,
     jobs: Jobs = None,
     executor: ExecutorName = None,
     detach: Annotated[
@@ -78,17 +82,9 @@ def leaderboard(
 ) -> None:
     """Run a leaderboard and print its table. Stopped or killed, the same command goes on from there."""
     from noisebench import board
-    from noisebench.config import load_benchmark
     from noisebench.executors import Place
 
-    extra = list(settings or [])
-    if seeds is not None:
-        extra.append(f"seeds=[{seeds}]")
-    if epochs is not None:
-        extra.append(f"recipe.epochs={epochs}")
-    config = load_benchmark(benchmark, extra)
-    if methods is not None:
-        config = config.retitled(f"methods {methods}", methods=rows_named(config, methods))
+    config = board_chosen(benchmark, methods, seeds, epochs, settings, scale)
     config = with_executor(config, executor)
     place = Place(out.absolute(), data_root_from(data_root), download, device, config.execution)
     if sum((detach, status, rebuild is not None)) > 1:

@@ -9,7 +9,6 @@ import itertools
 import json
 import re
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import (
@@ -17,17 +16,19 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from noisebench import dataset_names, registry
+from noisebench import board_files, dataset_names, registry
 from noisebench import noise as noise_module
 from noisebench._models import Model, Seed
 from noisebench._tuned import Tuned as Tuned
 from noisebench._tuned import TunedRow as TunedRow
+from noisebench.board_files import Scale, with_changes
 from noisebench.errors import UserError, unknown
 from noisebench.execution import Execution
 from noisebench.fingerprints import dataset_code, digest, files_in, method_code
@@ -41,6 +42,7 @@ from noisebench.recipe import Epochs as Epochs
 from noisebench.recipe import Recipe as Recipe
 from noisebench.recipe import Schedule as Schedule
 from noisebench.recipe import Start as Start
+from noisebench.tracking_options import Tracking
 
 RULES = 3
 """Version of the rules of a leaderboard: moves whenever a change of the harness alters results (see CHANGELOG)."""
@@ -108,6 +110,12 @@ class MethodSpec(Model):
     name: str
     label: str = ""
     hparams: dict[str, Any] = Field(default={})
+    recipe: dict[str, Any] = Field(default={})  # keys in the place of the board's, for a paper whose rows differ in it
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialise(self)
+        return {key: value for key, value in found.items() if key != "recipe" or value}
 
     @model_validator(mode="before")
     @classmethod
@@ -117,7 +125,8 @@ class MethodSpec(Model):
     @model_validator(mode="after")
     def _labelled(self) -> MethodSpec:
         if not self.label:
-            settings = ", ".join(f"{k}={v}" for k, v in self.hparams.items())
+            told = self.hparams | {f"recipe.{key}": value for key, value in self.recipe.items()}
+            settings = ", ".join(f"{k}={v}" for k, v in told.items())
             object.__setattr__(self, "label", f"{self.name} ({settings})" if settings else self.name)
         return self
 
@@ -129,12 +138,12 @@ class MethodSpec(Model):
 
 
 class Benchmark(Model):
-    """A leaderboard: methods x datasets x noise x seeds under one recipe."""
+    """A leaderboard: methods x datasets x noise x seeds under one recipe, but for what a row says of its own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     title: str = ""
     description: str = ""
-    datasets: tuple[str, ...] = Field(min_length=1)  # name, or name@n: n of the training images, validation included
+    datasets: tuple[str, ...]  # name, or name@n: n of the training images, validation included
     noise: tuple[Noise, ...] = Field(min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
@@ -142,6 +151,8 @@ class Benchmark(Model):
     tuned: Tuned | None = None
     published: Published | None = None
     execution: Execution = Execution()
+    tracking: Tracking = Tracking()
+    scale: dict[str, Scale] = Field(default={})
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -155,8 +166,19 @@ class Benchmark(Model):
     @model_serializer(mode="wrap")
     def _plain(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = serialise(self)
-        as_ever = {"published": None, "execution": Execution()}
+        as_ever = {"published": None, "execution": Execution(), "tracking": Tracking(), "scale": dict[str, Scale]()}
         return {key: value for key, value in found.items() if key not in as_ever or getattr(self, key) != as_ever[key]}
+
+    @model_validator(mode="after")
+    def _rows_recipes_are_sound(self) -> Benchmark:
+        for row in self.methods:
+            if "validation" in row.recipe:
+                raise ValueError(f"methods: '{row.label}': recipe.validation is the board's, for all rows alike")
+            try:
+                with_changes(self.recipe, row.recipe)
+            except ValidationError as error:
+                raise ValueError(f"methods: '{row.label}': recipe: {explain(error, Recipe)}") from None
+        return self
 
     @model_validator(mode="after")
     def _published_has_a_place(self) -> Benchmark:
@@ -180,11 +202,12 @@ class Benchmark(Model):
             other = columns.setdefault((dataset_names.sized(name)[0], self.recipe_of(name).train_size), name)
             if other != name:
                 raise ValueError(f"datasets: '{other}' and '{name}' are one column under this recipe.train_size")
-        if self.recipe.train_size is not None and all("@" in name for name in self.datasets):
+        if self.datasets and self.recipe.train_size is not None and all("@" in name for name in self.datasets):
             raise ValueError("recipe.train_size: every dataset of this board says its own (name@n); change it there")
         rows: dict[str, str] = {}
         for row in self.methods:
-            same = rows.setdefault(json.dumps([row.name, row.resolved], sort_keys=True, default=str), row.label)
+            recipe = with_changes(self.recipe, row.recipe).identity()
+            same = rows.setdefault(json.dumps([row.name, row.resolved, recipe], sort_keys=True, default=str), row.label)
             if same != row.label:
                 raise ValueError(f"methods: '{same}' and '{row.label}' are one method under the same settings")
         return self
@@ -220,15 +243,21 @@ class Benchmark(Model):
         return "selected" if self.recipe.validation > 0 else "last"
 
     def recipe_of(self, dataset: str) -> Recipe:
-        """The recipe for one of its datasets: ``name@n`` sets recipe.train_size."""
+        """The recipe for one of its datasets, before a row changes it: ``name@n`` sets recipe.train_size."""
         size = dataset_names.sized(dataset)[1]
         return self.recipe if size is None else self.recipe.model_copy(update={"train_size": size})
 
     def cells(self) -> list[Cell]:
         """Every cell, column by column and seed by seed, so that a stopped board has whole columns."""
         return [
-            Cell(method=method, dataset=dataset, noise=noise, seed=seed, recipe=self.recipe_of(dataset))
-            for seed, dataset, noise, method in itertools.product(self.seeds, self.datasets, self.noise, self.methods)
+            Cell(
+                method=row,
+                dataset=dataset,
+                noise=noise,
+                seed=seed,
+                recipe=with_changes(self.recipe_of(dataset), row.recipe),
+            )
+            for seed, dataset, noise, row in itertools.product(self.seeds, self.datasets, self.noise, self.methods)
         ]
 
 
@@ -309,46 +338,48 @@ def slugify(text: str) -> str:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def load_benchmark(name: str, settings: list[str] | None = None) -> Benchmark:
+def load_benchmark(name: str, settings: list[str] | None = None, scale: str | None = None) -> Benchmark:
     """A shipped benchmark by name, or one from a YAML file, with ``a.b=value`` overrides.
 
+    Args:
+        name: of a shipped one, or the file.
+        settings: the overrides.
+        scale: one of the board's ``scale``, see `board_files.Scale`; overrides come on top of it.
+
     Raises:
-        UserError: unknown name, unreadable file, or any wrong key or value.
+        UserError: unknown name or scale, unreadable file, or any wrong key or value.
     """
-    shipped = registry.benchmarks()
-    if name in shipped:
-        path = shipped[name]
-    else:
-        path = Path(name)
-        if path.suffix not in {".yaml", ".yml"}:
-            raise unknown("benchmark", name, shipped)
-        if not path.is_file():
-            raise UserError(f"{name}: no such file; shipped benchmarks: {', '.join(shipped)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    data = parse_yaml(text, path.name)
-    if not isinstance(data, dict):
-        raise UserError(f"{path.name}: expected keys and values, found {type(data).__name__}")
-    data.setdefault("name", path.stem)
-    changed = override(data, settings or [])
-    if changed.get("published") != override(data, []).get("published"):
+    path = board_files.find(name)
+    data, inherited = board_files.read(path)
+    where = path.name
+    if scale is not None:
+        data = board_files.at_scale(data, scale, where)
+    given = override(data, settings or [])
+    if given.get("published") != override(data, []).get("published"):
         raise UserError("--set published: these are a paper's figures; write a board of your own for others")
-    figures = changed.pop("published", None) if settings else None  # they may name what the changed board leaves out
-    benchmark: Benchmark = build(Benchmark, changed, path.name)
+    # Figures may name what a changed board leaves out, or one that extends theirs.
+    loose = given.pop("published", None) if settings or inherited else None
+    benchmark: Benchmark = build(Benchmark, given, where)
     if settings:
-        written: Benchmark = build(Benchmark, data, path.name)
-        same = {"published": None, "execution": benchmark.execution}
+        written: Benchmark = build(Benchmark, data | ({"published": None} if inherited else {}), where)
+        same = {key: getattr(benchmark, key) for key in ("published", "execution", "tracking")}
         if benchmark != written.model_copy(update=same):  # a quick trial must not pass for the board
-            benchmark = benchmark.retitled(", ".join(s for s in settings if not s.startswith("execution.")))
-        benchmark = benchmark.model_copy(update={"published": written.published if figures else None})
-    check_names(benchmark, path.name)
+            told = [s for s in settings if not s.startswith(("execution.", "tracking."))]
+            benchmark = benchmark.retitled(", ".join(told))
+    if loose:
+        benchmark = benchmark.model_copy(update={"published": build(Published, loose, f"{where}: published")})
+    if scale is not None:
+        benchmark = benchmark.model_copy(
+            update={"title": f"{benchmark.title} {board_files.small_print(benchmark, scale)}"}
+        )
+    check_names(benchmark, where)
     return benchmark
 
 
 def check_names(benchmark: Benchmark, where: str) -> None:
     """Refuse a method, dataset or backbone that does not exist, with the nearest names."""
+    if not benchmark.datasets and benchmark.published is None:
+        raise UserError(f"{where}: datasets: give one at least; a paper's table whose data nobody has may have none")
     for what, known, names in (
         ("methods", registry.methods(), [m.name for m in benchmark.methods]),
         (

@@ -60,13 +60,14 @@ class Parts(NamedTuple):
 class Grid(NamedTuple):
     """A table ready to be drawn: heads are tuples of lines, a row is its name and its cells.
 
-    The last `references` rows are those of privileged methods.
+    The last `references` rows are those of privileged methods. Columns belong together by so many as `group` says.
     """
 
     title: str
     heads: list[tuple[str, ...]]
     rows: list[tuple[str, list[Parts]]]
     references: int
+    group: int = 1
 
     def pieces(self, sizes: Iterable[int]) -> Iterator[Grid]:
         """The grid cut into grids of so many columns each."""
@@ -113,11 +114,15 @@ def detail_grids(table: Table, details: Details = "full") -> list[Grid]:
     often not begun.
 
     "short" has the memorised share and the accuracy of further tests as the only other metrics, and fits 80 columns
-    without the latter.
+    without the latter. A column whose data is not there, and never was, has none.
     """
     if details == "none":
         return []
-    return [_detail_grid(table, column, brief=details == "short") for column in table.columns]
+    return [
+        _detail_grid(table, column, brief=details == "short")
+        for column in table.columns
+        if column not in table.unavailable or any(cell.values for (_, c, _), cell in table.cells.items() if c == column)
+    ]
 
 
 def _detail_grid(table: Table, column: Column, brief: bool) -> Grid:
@@ -190,6 +195,10 @@ def notes(table: Table, details: Details = "full") -> list[str]:
         lines.append(f"‡: given more than noisy labels ({given}); for reference, not ranked or tested.")
     if table.damaged:
         lines.append(f"Images that do not decode: {table.damaged} in a run; grey in their place, log.txt names them.")
+    lacking: dict[str, list[str]] = {}
+    for column, why in table.unavailable.items():
+        lacking.setdefault(why, []).append(one_line(column.dataset))
+    lines += [f"Not run, {', '.join(dict.fromkeys(names))}: {why}" for why, names in lacking.items()]
     scores = dict.fromkeys(METRICS[table.scores[column]].title for column in table.columns) or ["accuracy"]
     more = {
         "short": "NLL, ECE and the rest: in the written files (or with --details). ",
@@ -262,11 +271,14 @@ class RichTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        for grid in [*detail_grids(self.table, self.details), main_grid(self.table)]:
-            yield from _draw(grid, options.max_width)
-            yield ""
-        for line in notes(self.table, self.details):
-            yield Text(line, "dim", overflow="fold")
+        if self.table.columns:
+            for grid in [*detail_grids(self.table, self.details), main_grid(self.table)]:
+                yield from _draw(grid, options.max_width)
+                yield ""
+            for line in notes(self.table, self.details):
+                yield Text(line, "dim", overflow="fold")
+        else:
+            yield Text(self.table.title, "bold", overflow="fold")
         for line in failures(self.table):
             yield Text(line, "red", overflow="fold")
         for grid, below in beside_the_paper(self.table):
@@ -298,14 +310,13 @@ def _draw(grid: Grid, width: int) -> RenderResult:
     name_width = min(name_width, max(map(cell_len, ["method", *(name for name, _ in grid.rows)])))
     room = width - name_width
 
-    sizes = _packed([size + gap for size in narrow], room)
+    sizes = _packed([size + gap for size in narrow], room, grid.group)
     start = 0
+    yield Text(grid.title, "bold", overflow="fold")
     for k, piece in enumerate(grid.pieces(sizes)):
         part = slice(start, start + len(piece.heads))
         start += len(piece.heads)
         drawing = Drawing(
-            title=None if k else Text(grid.title, "bold", overflow="fold"),
-            title_justify="left",
             box=box.SIMPLE_HEAD,
             show_edge=False,
             pad_edge=False,
@@ -328,13 +339,17 @@ def even(count: int, pieces: int) -> list[int]:
     return [count // pieces + (i < count % pieces) for i in range(pieces)]
 
 
-def _packed(widths: Sequence[int], room: int) -> list[int]:
-    """How many columns each of the fewest even pieces holds that fit `room`; one each where nothing fits."""
-    for pieces in range(1, len(widths)):
-        sizes, rest = even(len(widths), pieces), iter(widths)
+def _packed(widths: Sequence[int], room: int, group: int = 1) -> list[int]:
+    """How many columns each of the fewest even pieces holds that fit `room`; one each where nothing fits.
+
+    Groups of columns are cut only where one alone does not fit.
+    """
+    groups = len(widths) // group
+    for pieces in range(1, groups + 1):
+        sizes, rest = [group * size for size in even(groups, pieces)], iter(widths)
         if all(sum(next(rest) for _ in range(size)) <= room for size in sizes):
             return sizes
-    return [1] * len(widths)
+    return [1] * len(widths) if group == 1 else _packed(widths, room)
 
 
 def _widened(narrow: Sequence[int], wide: Sequence[int], room: int) -> list[int]:

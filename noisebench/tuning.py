@@ -188,6 +188,7 @@ class _Trials:
                     name=row.spec.name,
                     label=f"{row.spec.label} #{trial.number}",
                     hparams=with_settings(row.spec.hparams, trial.settings),
+                    recipe=row.spec.recipe,
                 )
                 job = _Job(row, study, trial, trial_cells(self._benchmark, spec, self._seed))
                 left = []

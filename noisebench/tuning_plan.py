@@ -42,7 +42,8 @@ class Row:
     def under(self, settings: Mapping[str, Any]) -> MethodSpec:
         """The row under other settings."""
         label = self.label if settings else self.spec.label
-        return MethodSpec(name=self.spec.name, label=label, hparams=with_settings(self.spec.hparams, settings))
+        hparams = with_settings(self.spec.hparams, settings)
+        return MethodSpec(name=self.spec.name, label=label, hparams=hparams, recipe=self.spec.recipe)
 
 
 def with_settings(hparams: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,10 +110,11 @@ def plan(benchmark: Benchmark, trials: int = 20, seed: int = SEED, search: Itera
 
 
 def _short_label(spec: MethodSpec, space: Space) -> str:
-    if spec.label != MethodSpec(name=spec.name, hparams=spec.hparams).label:
+    if spec.label != MethodSpec(name=spec.name, hparams=spec.hparams, recipe=spec.recipe).label:
         return spec.label  # a user's own
     searched = {key.partition(".")[0] for key in space}
-    return MethodSpec(name=spec.name, hparams={k: v for k, v in spec.hparams.items() if k not in searched}).label
+    left = {k: v for k, v in spec.hparams.items() if k not in searched}
+    return MethodSpec(name=spec.name, hparams=left, recipe=spec.recipe).label
 
 
 def _typed(cls: type[Method], key: str, values: Range | Choice, suggested: Range | Choice | None) -> Range | Choice:
@@ -168,7 +170,8 @@ def _refuse_rows_that_could_meet(rows: list[Row]) -> None:
 def _could_meet(one: Row, two: Row) -> bool:
     searched = {*one.space, *two.space}
     settings = [_without(row.spec.resolved, searched) for row in (one, two)]
-    return one.spec.name == two.spec.name and settings[0] == settings[1]
+    same = one.spec.name == two.spec.name and one.spec.recipe == two.spec.recipe
+    return same and settings[0] == settings[1]
 
 
 def _without(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""A benchmark's file as plain data: found, read, joined with the board that it extends, and scaled down."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from noisebench import dataset_names, registry
+from noisebench._models import Model, Seed
+from noisebench.errors import UserError, unknown
+from noisebench.reading import build, parse_yaml
+from noisebench.recipe import Recipe
+
+if TYPE_CHECKING:
+    from noisebench.config import Benchmark
+
+ITS_OWN = ("title", "description", "tuned")
+"""What a board that extends another does not take from it."""
+
+
+class Scale(Model):
+    """A board made small, so that all of its table can be seen in minutes: what ``--scale NAME`` changes.
+
+    Attributes:
+        size: so many training images of every dataset.
+        datasets: in the place of the board's, in its order, where one `size` does not do.
+        seeds, methods: in the place of the board's; the rows keep their labels.
+        recipe: keys of the recipe, each in the place of the board's.
+    """
+
+    size: int | None = Field(default=None, ge=2)
+    datasets: tuple[str, ...] | None = None
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
+    methods: tuple[str | dict[str, Any], ...] | None = Field(default=None, min_length=1)
+    recipe: dict[str, Any] = Field(default={})
+
+
+def find(name: str, beside: Path | None = None) -> Path:
+    """The file of a shipped benchmark, or the YAML file of that path, which is relative to that of `beside`.
+
+    Raises:
+        UserError: there is none.
+    """
+    shipped = registry.benchmarks()
+    if name in shipped:
+        return shipped[name]
+    path = Path(name) if beside is None else beside.parent / name
+    if path.suffix not in {".yaml", ".yml"}:
+        raise unknown("benchmark", name, shipped)
+    if not path.is_file():
+        raise UserError(f"{name}: no such file; shipped benchmarks: {', '.join(shipped)}")
+    return path
+
+
+def read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], bool]:
+    """What a benchmark's file holds, joined with the board that it ``extends``; `above`: the files that extend it.
+
+    Returns:
+        The data, and whether the paper's figures in it are another board's: those may name rows that this one lacks.
+
+    Raises:
+        UserError: unreadable, no YAML, or extends something that is not there, or itself.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    data = parse_yaml(text, path.name)
+    if not isinstance(data, dict):
+        raise UserError(f"{path.name}: expected keys and values, found {type(data).__name__}")
+    data.setdefault("name", path.stem)
+    other = data.pop("extends", None)
+    if other is None:
+        return data, False
+    if not isinstance(other, str):
+        raise UserError(f"{path.name}: extends: {other!r}: give one board, by its name or its file")
+    try:
+        base = find(other, path)
+    except UserError as error:
+        raise UserError(f"{path.name}: extends: {error}") from None
+    if base.resolve() in {file.resolve() for file in (*above, path)}:
+        raise UserError(f"{path.name}: extends: '{other}' leads back to itself; name another board")
+    found, _ = read(base, (*above, path))
+    found = {key: value for key, value in found.items() if key not in ITS_OWN}
+    return joined(found, data), "published" not in data
+
+
+def joined(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`data` with the keys of `changes` in their places; of a recipe, and of a scale of the same name, key by key."""
+    found = data | changes
+    for key, both in (("recipe", dict.__or__), ("scale", _scales)):
+        if isinstance(data.get(key), dict) and isinstance(changes.get(key), dict):
+            found[key] = both(data[key], changes[key])
+    return found
+
+
+def _scales(scales: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    known = {name: one for name, one in scales.items() if isinstance(one, dict)}
+    return scales | {
+        n: joined(known[n], one) if n in known and isinstance(one, dict) else one for n, one in changes.items()
+    }
+
+
+def at_scale(data: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The plain data of a board, scaled down; its name tells, so that its tables are other files.
+
+    Raises:
+        UserError: the board has no such scale, or what it says of it is wrong.
+    """
+    data = copy.deepcopy(data)
+    scales = data.pop("scale", None) or {}
+    if not scales or not isinstance(scales, dict):
+        raise UserError(f"--scale {name}: {data['name']} has no scale; run it as it is, or change it by --set")
+    if name not in scales:
+        raise unknown(f"--scale: {data['name']} has others: scale", name, map(str, scales))
+    scale: Scale = build(Scale, scales[name], f"{where}: scale.{name}")
+    old = list(data.get("datasets", ()))
+    new = list(scale.datasets) if scale.datasets is not None else old
+    if len(new) != len(old):
+        raise UserError(f"{where}: scale.{name}.datasets: {len(new)} for {len(old)} of the board; give one for each")
+    if scale.size is not None and scale.datasets is None:
+        new = [f"{dataset_names.sized(dataset)[0]}@{scale.size}" for dataset in old]
+    changes: dict[str, Any] = {"name": f"{data['name']}-{name}", "datasets": new, "recipe": scale.recipe}
+    changes |= {key: list(value) for key in ("seeds", "methods") if (value := getattr(scale, key)) is not None}
+    published = data.get("published")
+    if isinstance(published, dict):
+        names = dict(zip(old, new, strict=True))
+        note = f"Ours is run at {name} scale: what differs tells of the scale, and nothing of the paper."
+        published["note"] = f"{published.get('note', '')} {note}".strip()
+        for table in published.get("tables", ()):
+            table["dataset"] = names.get(table.get("dataset"), table.get("dataset"))
+    return joined(data, changes)
+
+
+def small_print(benchmark: Benchmark, scale: str) -> str:
+    """For the title of a board at a scale: what it is run with."""
+    if not benchmark.datasets:
+        return f"(--scale {scale}: nothing to run)"
+    epochs = sorted({with_changes(benchmark.recipe, row.recipe).epochs for row in benchmark.methods})
+    lengths = "–".join(map(str, dict.fromkeys((epochs[0], epochs[-1]))))
+    seeds = f"{len(benchmark.seeds)} seed{'s' * (len(benchmark.seeds) > 1)}"
+    return f"(--scale {scale}: {', '.join(benchmark.datasets)}; {benchmark.recipe.backbone}, {lengths} epochs, {seeds})"
+
+
+def with_changes(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """The recipe with some of its keys replaced: a row's own."""
+    return Recipe.model_validate(recipe.model_dump() | changes) if changes else recipe
