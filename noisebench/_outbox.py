@@ -5,132 +5,36 @@ MLflow itself stands behind `noisebench._store.Store`; nothing here imports it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from noisebench._reaching import Silent, shown
+from noisebench import rerun
+from noisebench._describing import EXPERIMENT_LIMIT, board_note, cell_note, plain_tags
+from noisebench._model_outbox import ModelOutbox
+from noisebench._reaching import Silent
+from noisebench._run_folder import RunFolder, cut, flat, load, one_line, sha, stat, tags_of
 from noisebench._sending import Pending
-from noisebench.files import is_held, read_json, write_json
+from noisebench.files import is_held, write_json
+from noisebench.system_metrics import FILE as SYSTEM
 
 if TYPE_CHECKING:
     from noisebench._store import Store, StoredRun
 
-PARAM_LIMIT, TAG_LIMIT, NAME_LIMIT = 6000, 8000, 250
-"""What MLflow takes at most, in characters: a parameter's value, a tag's value, a name."""
-TEXT_TAGS = {"fingerprint", "status", "reason", "method", "label", "dataset", "noise", "noise_sha256", "weights_sha256"}
-"""What stands in a tag as it is; everything else as JSON."""
 TABLES = (
     *("leaderboard.md", "leaderboard.csv", "leaderboard.json", "leaderboard.tex"),
-    *("leaderboard-published.csv", "grid.png"),  # of boards that have them
+    *("leaderboard-published.csv", "grid.png", rerun.FILE),  # of boards that have them
 )
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED"}
 """A cell's status as MLflow shows it; every other is FAILED. Stopped: neither finished nor does anybody run it."""
-NOISE_FILES = {"noise.json": math.inf, "transition.png": math.inf, "noise.npz": 5e6}
+NOISE_FILES = {"noise.json": math.inf, "transition.json": math.inf, "transition.png": math.inf, "noise.npz": 5e6}
 """What is logged of a noise artefact, and up to how many bytes."""
-
-
-def load(file: Path) -> dict[str, Any]:
-    """A file's JSON object; {} where there is none."""
-    return read_json(file) or {}
-
-
-def stat(file: Path) -> tuple[int, int] | None:
-    """Size and time of a file, by which a change is noticed; None where there is none."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
-
-
-def sha(content: bytes) -> str:
-    """A short hash."""
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-class RunFolder:
-    """What a run folder holds at this moment."""
-
-    def __init__(self, path: Path) -> None:
-        self.final: dict[str, Any] = {}
-        self.final_sha, self.ended = "", 0
-        for name in ("result.json", "failure.json"):  # before the metrics: a result stands behind its last line
-            with suppress(FileNotFoundError):
-                content, ended = (path / name).read_bytes(), int((path / name).stat().st_mtime * 1000)
-                self.final, self.final_sha, self.ended = json.loads(content), sha(content), ended
-                break
-        content = b""
-        with suppress(FileNotFoundError):
-            content = (path / "metrics.jsonl").read_bytes()
-        self.bytes = content.rfind(b"\n") + 1  # a torn last line waits for its end
-        self._text = content[: self.bytes]
-        self.began = next((int(line["time"]) for line in self.lines()), 0)
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """The whole lines of metrics.jsonl."""
-        for line in self._text.splitlines():
-            with suppress(json.JSONDecodeError):
-                yield json.loads(line)
-
-    def points(self) -> Iterator[tuple[str, float, int, int]]:
-        """Every point of every epoch, then the final numbers, as (key, value, time in ms, step)."""
-        for line in self.lines():
-            for key, value in line["metrics"].items():
-                if _number(value):
-                    yield key_name(key), value, int(line["time"]), int(line["epoch"])
-        if _number(self.final.get("seconds")):  # "seconds" alone is an epoch's
-            yield "run.seconds", self.final["seconds"], self.ended, int(self.final.get("epochs", 0))
-        for which, numbers in self.final.get("metrics", {}).items():
-            for key, value in numbers.items():
-                if _number(value):
-                    yield key_name(f"{which}.{key}"), value, self.ended, int(numbers.get("epoch", 0))
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def key_name(name: str) -> str:
-    """A name with the characters that MLflow takes on every system."""
-    return re.sub(r"[^\w. /-]", "_", name)[:NAME_LIMIT]
-
-
-def cut(text: str, limit: int) -> str:
-    """At most `limit` characters."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested objects as MLflow parameters: dotted names, lists as JSON."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield key_name(prefix), cut(value if isinstance(value, str) else json.dumps(value), PARAM_LIMIT)
-
-
-def tags_of(facts: dict[str, Any]) -> dict[str, str]:
-    """Facts of a cell as MLflow tags ``noisebench.<key>``; what does not fit is left out, a text is cut."""
-    tags = {}
-    for key, value in facts.items():
-        text = cut(str(value), TAG_LIMIT) if key in TEXT_TAGS else json.dumps(value)
-        if len(text) <= TAG_LIMIT:
-            tags[key_name(f"noisebench.{key}")] = text
-    return tags
-
-
-def one_line(error: BaseException) -> str:
-    """One line, without the password that an address may hold."""
-    return cut(shown(" ".join(str(error).split()) or type(error).__name__), 200)
 
 
 class Outbox:
@@ -155,9 +59,11 @@ class Outbox:
         self._store: Store | None = None
         self._identity = ""
         self._clean: dict[str, object] = {}  # fingerprint -> the files' state when all of it was acknowledged
-        self._final: set[str] = set()
+        self._final: dict[str, str] = {}  # fingerprint -> hash of what the cell ended with
         self._failures: dict[str, int] = {}
         self._noise: set[str] = set()  # folders of the artefacts that the board's run has
+        self._models = ModelOutbox(out, self.folder)
+        self._command = ("", "")  # hash of the board's settings, and the command that makes it again
         self.sent_cells: set[str] = set()
         """Fingerprints of the cells of which anything was sent."""
         self._ending = False  # a cell that nobody runs is stopped then; before, its next epoch may come at any moment
@@ -213,7 +119,7 @@ class Outbox:
             self._identity, self._store = identity, None
             self._clean.clear()
         work = [cell for cell in board["cells"] if self._unsent(cell)]
-        if not work and not self._board_changes(board):
+        if not work and not self._board_changes(board) and not self._models.work(board, self._final, self._identity):
             return Pending()
         self._lock.acquire()
         if self._store is None:
@@ -223,6 +129,7 @@ class Outbox:
             work = [c for c in board["cells"] if self._unsent(c) or self._ack(c).get("run_id", "") not in known]
         parent = self._store.parent(board)
         self._claim(self._store, board, parent)
+        self._command = self._command_of(board)
         # Cells that failed to go before come last, lest three bad ones keep the others waiting for ever.
         work.sort(key=lambda cell: self._failures.get(cell["fingerprint"], 0))
         unsent, in_a_row, reason = 0, 0, ""
@@ -241,9 +148,20 @@ class Outbox:
             return None
         if in_a_row < 3 and time.monotonic() <= self.deadline:
             self._send_board(self._store, board, parent)
+            unlogged = self._send_models(self._store, board, parent)
+            reason = "; ".join(filter(None, (reason, unlogged)))
+            self._send_board(self._store, board, parent)  # which lists its models
         if reason:
             self._store = None  # it may have changed under us: look again next time
         return Pending(unsent, reason)
+
+    def _command_of(self, board: dict[str, Any]) -> tuple[str, str]:
+        config = board.get("config") or {}
+        state = sha(json.dumps(config, sort_keys=True).encode())
+        if self._command[0] == state:
+            return self._command
+        known = bool(config.get("name"))
+        return state, rerun.board_command(config, self.folder) if known else f"noisebench leaderboard {board['name']}"
 
     # -- cells
 
@@ -258,9 +176,9 @@ class Outbox:
     def _unsent(self, cell: dict[str, Any]) -> bool:
         """Whether a cell's folder holds anything that is not acknowledged."""
         path, fingerprint = self.out / cell["folder"], cell["fingerprint"]
-        state = [stat(path / name) for name in ("result.json", "failure.json", "metrics.jsonl")]
-        if not any(state):
-            self._final.discard(fingerprint)
+        state = [stat(path / name) for name in ("result.json", "failure.json", "metrics.jsonl", SYSTEM)]
+        if not any(state[:3]):
+            self._final.pop(fingerprint, None)
             return False
         ended = not self._ending or fingerprint in self._final
         if ended and self._clean.get(fingerprint) == (state, cell["label"]):
@@ -271,13 +189,14 @@ class Outbox:
             return True  # sending it will tell
         ack = self._ack(cell)
         if seen.final_sha:
-            self._final.add(fingerprint)
+            self._final[fingerprint] = seen.final_sha
         else:
-            self._final.discard(fingerprint)
+            self._final.pop(fingerprint, None)
             if not seen.bytes:
                 return False
         same = ack.get("began") == seen.began and ack.get("label") == cell["label"]
-        if same and ack["bytes"] >= seen.bytes and seen.final_sha in ("", ack["final"]):
+        same = same and ack["bytes"] >= seen.bytes and ack.get("system", 0) >= seen.system_bytes
+        if same and seen.final_sha in ("", ack["final"]):
             if self._ending and not seen.final_sha and not ack.get("stopped") and not is_held(path):
                 return True
             self._clean[fingerprint] = (state, cell["label"])
@@ -309,8 +228,14 @@ class Outbox:
             name = f"{facts['label']} · {facts['noise']} · seed {facts['seed']}"
             run = store.attempt(name, tags, seen.began or seen.ended)
         if run.alive:  # a run that somebody deleted in MLflow stays deleted
-            params = {key: value for key, value in flat(config) if key and value}
-            store.log(run, list(seen.points()), params, tags | {"noisebench.status": status})
+            settings = {
+                key: value for key, value in config.items() if key != "inputs"
+            }  # of the dataset, a name a class
+            params = {key: value for key, value in flat(settings) if key and value}
+            tags |= plain_tags(config, facts | seen.final, self.board, status)
+            tags["mlflow.note.content"] = self._note(cell, config, facts, seen.final, status)
+            points = [*seen.points(), *seen.system_points()]
+            store.log(run, points, params, tags | {"noisebench.status": status})
             if status != "failed" and "noisebench.reason" in run.tags:
                 store.client.delete_tag(run.id, "noisebench.reason")
                 del run.tags["noisebench.reason"]
@@ -319,10 +244,50 @@ class Outbox:
                 file = self.folder / "sent.json"
                 write_json(file, load(file) | {"noise": sorted(self._noise)})
         ack = {"store": self._identity, "run_id": run.id, "began": seen.began, "label": cell["label"]}
-        ack |= {"bytes": seen.bytes, "final": seen.final_sha} | ({"stopped": True} if stopped else {})
+        ack |= {"bytes": seen.bytes, "final": seen.final_sha, "system": seen.system_bytes}
+        ack |= {"stopped": True} if stopped else {}
         write_json(self._ack_file(cell), ack)
         self._failures.pop(cell["fingerprint"], None)
         self.sent_cells.add(cell["fingerprint"])
+
+    def _note(
+        self, cell: dict[str, Any], config: dict[str, Any], facts: dict[str, Any], final: dict[str, Any], status: str
+    ) -> str:
+        noise = load(self.out / config["noise_folder"] / "noise.json") if config.get("noise_folder") else {}
+        command = rerun.cell_command(self._command[1], facts["label"], facts["method"], facts["seed"])
+        model = self._models.models(self._identity).get(cell["fingerprint"])
+        folder = self.out / cell["folder"]
+        return cell_note(config, facts, final, status, noise=noise, folder=folder, command=command, model=model)
+
+    # -- models
+
+    def _send_models(self, store: Store, board: dict[str, Any], parent: StoredRun) -> str:
+        """Log what is lacking of the models; why not all of them, "" where they are."""
+        unlogged, in_a_row, reason = 0, 0, ""
+        for group in self._models.work(board, self._final, self._identity, store.runs):
+            if in_a_row == 3 or time.monotonic() > self.deadline:
+                unlogged, reason = unlogged + 1, reason or "the deadline passed"
+                continue
+            try:
+                cell = self._models.send(group, store, self._identity, board, self._run_of(store))
+                if cell is not None:
+                    self._send(store, cell, parent)  # its description names the model
+                in_a_row = 0
+            except Exception as error:
+                unlogged, in_a_row, reason = unlogged + 1, in_a_row + 1, one_line(error)
+        if not unlogged:
+            self._models.set_aliases(store, self._identity, board)
+            return ""
+        return f"{unlogged} model{'s' * (unlogged > 1)} not logged yet: {reason}"
+
+    def _run_of(self, store: Store) -> Callable[[dict[str, Any]], StoredRun | None]:
+        """The run of a cell that is sent to its end."""
+
+        def find(cell: dict[str, Any]) -> StoredRun | None:
+            ack = self._ack(cell)
+            return store.runs.get(ack["run_id"]) if ack.get("final") == self._final[cell["fingerprint"]] else None
+
+        return find
 
     # -- the board's own run
 
@@ -356,22 +321,23 @@ class Outbox:
         ack = load(self.folder / "sent.json")
         sent = ack.get("sent", {}) if ack.get("store") == self._identity else {}
         now = {"status": "FINISHED" if all(c["fingerprint"] in self._final for c in board["cells"]) else "RUNNING"}
-        for name in ("board.json", *TABLES):
+        for name in ("board.json", *TABLES, self._models.file.name):
             with suppress(FileNotFoundError):
                 now[name] = sha((self.folder / name).read_bytes())
         return {name: value for name, value in now.items() if sent.get(name) != value}
 
     def _send_board(self, store: Store, board: dict[str, Any], run: StoredRun) -> None:
         changes = self._board_changes(board)
-        for name in changes.keys() - {"status"}:
+        for name in changes.keys() - {"status", self._models.file.name}:
             store.client.log_artifact(run.id, str(self.folder / name))
-        if "board.json" in changes and board.get("description"):
-            store.client.set_experiment_tag(store.experiment, "mlflow.note.content", cut(board["description"], 5000))
-        if "leaderboard.md" in changes:
-            table = (self.folder / "leaderboard.md").read_text(encoding="utf-8")
-            if len(table) > TAG_LIMIT:  # a table cut within a row would not show as one
-                table = table[: TAG_LIMIT - 100].rpartition("\n")[0] + "\n\n(cut; whole in the artefact leaderboard.md)"
-            store.log(run, [], {}, {"mlflow.note.content": table})
+        if changes.keys() & {"board.json", "leaderboard.md", self._models.file.name}:
+            file = self.folder / "leaderboard.md"
+            table = file.read_text(encoding="utf-8") if file.exists() else ""
+            models = self._models.models(self._identity).values()
+            about = board, table, self._command[1], self.folder
+            store.log(run, [], {}, {"board": self.board, "mlflow.note.content": board_note(*about, models)})
+            note = board_note(*about, limit=EXPERIMENT_LIMIT)
+            store.client.set_experiment_tag(store.experiment, "mlflow.note.content", note)
         if "status" in changes:
             store.set_status(run, changes["status"])
         if changes:

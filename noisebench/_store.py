@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebench._outbox import NAME_LIMIT
 from noisebench._reaching import RULES_TAG, rules_of, sqlite_file, with_driver
+from noisebench._run_folder import NAME_LIMIT
 from noisebench.errors import UserError
 from noisebench.files import make_once
 

@@ -28,10 +28,13 @@ from noisebench.files import read_json, write_json
 from noisebench.loading import load_dataset, load_source, stored_noise
 from noisebench.machine import forget_peak, hardware, peak_memory_mb, versions
 from noisebench.metrics import SCORES, about, score_of
+from noisebench.mlflow_model import input_facts
 from noisebench.ranks import Group, RankLost, join
 from noisebench.seats import check_devices, is_restarted, seat_for
 from noisebench.shared_folder import Differs, SharedFolder
 from noisebench.starting import sha256_of_state
+from noisebench.system_metrics import FILE as SYSTEM_FILE
+from noisebench.system_metrics import sampling
 
 
 def weights_sha256(method: nn.Module) -> str:
@@ -135,7 +138,7 @@ class Folder:
 
     def clear(self) -> None:
         """Forget the run, to start it anew."""
-        for name in ("metrics.jsonl", "checkpoint.pt", "selected.pt"):
+        for name in ("metrics.jsonl", "checkpoint.pt", "selected.pt", SYSTEM_FILE):
             (self.path / name).unlink(missing_ok=True)
         self.history = []
 
@@ -395,6 +398,7 @@ def _run(
         "recipe": cell.recipe.model_dump(mode="json"),
         "privileged": list(cls.needs_with(hparams)),
         "paper": cls.paper,
+        "inputs": input_facts(data, cell.recipe),
         "torch": torch.__version__,
     }
     if first:
@@ -412,8 +416,9 @@ def _run(
     folder.log(f"{begun} (process {os.getpid()})")
     folder.begin(state.get("seconds", 0) if state else 0)
     setup.on_damaged(folder.damaged)
-    setup.train(folder, state)
-    calibration = setup.calibration()
+    with sampling(folder.path) if first else nullcontext():
+        setup.train(folder, state)
+        calibration = setup.calibration()
     if group is not None and not first:
         told: dict[str, Any] = group.same({})
         return told

@@ -29,8 +29,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from noisebench._outbox import TEXT_TAGS, Outbox, one_line
+from noisebench._outbox import Outbox
 from noisebench._reaching import Silent, check_rules, check_store, sqlite_file, store_uri, with_driver
+from noisebench._run_folder import TEXT_TAGS, one_line
 from noisebench._sending import Pending, SenderProcess, serve, start
 from noisebench._store import DOUBLE, PAGE, Store, StoredRun, identity_of, open_client, prepare_store, runs_of
 from noisebench.errors import UserError

@@ -19,4 +19,4 @@ class Tracking(Model):
     """
 
     models: Literal["none", "best", "all"] = "best"
-    register_as: Annotated[str, Field(min_length=1)] | None = None
+    register_as: Annotated[str, Field(pattern="^[^/:]{1,200}$")] | None = None

@@ -115,7 +115,7 @@ def fill(database: sqlite3.Connection, board: str, cells: list[dict[str, Any]], 
 
 def bench_table(folder: Path, cells: int, runs: int) -> None:
     """Print how long the table takes from a store of so many runs, and the sender's first look at it."""
-    from noisebench._outbox import flat
+    from noisebench._run_folder import flat
 
     file = write_benchmark(folder, cells)
     board: Benchmark = load_benchmark(str(file))

@@ -18,7 +18,7 @@ from filelock import FileLock
 from written_boards import EPOCHS, Board
 
 from noisebench import tracking
-from noisebench._outbox import flat
+from noisebench._run_folder import flat
 from noisebench.errors import UserError
 
 
@@ -114,11 +114,105 @@ def test_the_table_and_the_noise_are_artefacts(board: Board) -> None:
     (board.folder / "leaderboard.md").write_text("| second |")
     assert not board.sync()
     (parent,) = [run for run in board.runs() if run.data.tags["noisebench.kind"] == "board"]
-    assert parent.data.tags["mlflow.note.content"] == "| second |"
+    assert "| second |" in parent.data.tags["mlflow.note.content"]
     assert parent.info.status == "FINISHED"
     assert board.run_of(cell).data.tags["mlflow.parentRunId"] == parent.info.run_id
     (table,) = (board.out / "mlflow-artifacts").rglob("leaderboard.md")
     assert table.read_text() == "| second |"
+
+
+NASTY = "<img src=x onerror=alert(1)> | **bold** [link](javascript:alert(1)) `code`\n# head"
+
+
+def test_descriptions_say_what_it_is_and_how_to_make_it_again(board: Board) -> None:
+    cell = board.cell().train()
+    (board.out / "noise/one").mkdir(parents=True)
+    (board.out / "noise/one/noise.json").write_text(json.dumps({"rate": 0.4, "realised_rate": 0.3917}))
+    facts = {"noise_folder": "noise/one", "paper": "Zhang and Sabuncu, 2018", "noise": {"kind": "symmetric"}}
+    cell.put("config.json", cell.base | facts | {"hparams": {}, "privileged": ["transition"]})
+    result = cell.finish(hardware="a CPU, 2 cores", peak_memory_mb=12.5, versions={"torch": "2.15.0"})
+    (board.folder / "leaderboard.md").write_text("# Digits\n\n| method |\n|---|\n| gce |\n\n## details\n\nmore\n")
+    assert not board.sync()
+    note = board.run_of(cell).data.tags["mlflow.note.content"]
+    assert "**gce (q = 0.7)** on digits under symmetric 40% (excl. true), seed 0: finished." in note
+    assert "wrong labels: asked 40.00%, realised 39.17%" in note
+    assert f"| selected: 3 | {100 * result['metrics']['selected']['accuracy']:.2f}% |" in note
+    assert [line.split(":")[0] for line in note.splitlines() if line.startswith("| ")] == [
+        "| epoch | accuracy | NLL | ECE | memorised |",
+        "| selected",
+        "| last",
+        "| best (oracle)",
+    ]
+    assert "Run again: `noisebench leaderboard digits --methods 'gce (q = 0.7)' --seeds 0`" in note
+    for told in ("Zhang and Sabuncu, 2018", str(cell.path), "a CPU, 2 cores, at most 12.5 MB, torch 2.15.0"):
+        assert told in note
+    assert "No model was logged: model.pt is not in its run folder" in note.replace("\\", "")
+    (parent,) = [run for run in board.runs() if run.data.tags["noisebench.kind"] == "board"]
+    experiment = board.client().get_experiment(parent.info.experiment_id)
+    for note in (parent.data.tags["mlflow.note.content"], experiment.tags["mlflow.note.content"]):
+        at = [note.index(part) for part in ("# Digits", "about", "| gce |", "`noisebench leaderboard digits`", "more")]
+        assert at == sorted(at)
+
+
+def test_names_of_users_stand_literally_in_a_description(board: Board) -> None:
+    cell = board.cell().train()
+    board.cells[0] |= {"label": NASTY, "dataset": NASTY}
+    board.write()
+    cell.fail(NASTY)
+    assert not board.sync()
+    note = board.run_of(cell).data.tags["mlflow.note.content"]
+    shown = note.partition("- Run again")[0]  # there it is a span of code
+    assert "<" not in shown
+    assert "\n#" not in shown
+    for sign in ("[link]", "**bold**", "`code`"):
+        assert sign not in shown
+    (line,) = [line for line in note.splitlines() if line.startswith("- Run again: ")]
+    assert line.startswith("- Run again: ``noisebench")
+    assert line.endswith("--seeds 0``")
+
+
+def test_runs_can_be_filtered_by_plain_tags(board: Board) -> None:
+    cell, failed = board.cell().train(), board.cell(1, "elr")
+    cell.finish(hardware="a CPU, 2 cores")
+    failed.fail("no luck")
+    assert not board.sync()
+
+    def found(where: str) -> list[str]:
+        experiment = board.client().get_experiment_by_name("noisebench/digits").experiment_id
+        return [run.info.run_id for run in board.client().search_runs([experiment], where)]
+
+    ours, theirs = board.run_of(cell).info.run_id, board.run_of(failed).info.run_id
+    for key, value in {
+        "method": "gce",
+        "label": "gce (q = 0.7)",
+        "seed": "0",
+        "status": "finished",
+        "privileged": "transition",
+        "hardware": "a CPU, 2 cores",
+    }.items():
+        assert found(f"tags.{key} = '{value}'") == [ours]
+    assert found("tags.method = 'elr' and tags.status = 'failed'") == [theirs]
+    both = "tags.noise_kind = 'symmetric' and tags.noise_rate = '0.4' and tags.dataset = 'digits'"
+    assert set(found(f"{both} and tags.board = 'digits' and tags.noise = 'symmetric 40% (excl. true)'")) == {
+        ours,
+        theirs,
+    }
+
+
+def test_system_metrics_are_sent_once_each_and_torn_lines_left_out(board: Board) -> None:
+    cell = board.cell().train()
+    file, name = cell.path / "system.jsonl", "system/cpu_utilization_percentage"
+    lines = [json.dumps({"time": cell.clock + at, "metrics": {name: 10.0 * at}}) for at in range(4)]
+    file.write_text(f"{lines[0]}\n{lines[1][:20]}\n{lines[2]}\n{lines[3][:9]}")
+    assert not board.sync()
+    assert board.points(cell, name) == [(0, 0.0), (2, 20.0)]
+    cell.finish()
+    file.write_text(f"{lines[0]}\n{lines[1][:20]}\n{lines[2]}\n{lines[3]}\n")
+    assert not board.sync()
+    cell.forget()
+    assert not board.sync()
+    assert board.points(cell, name) == [(0, 0.0), (2, 20.0), (3, 30.0)]
+    assert board.faults() == []
 
 
 def test_nested_settings_become_flat_parameters() -> None:

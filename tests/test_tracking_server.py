@@ -128,6 +128,54 @@ def test_a_lost_answer_doubles_nothing(
         assert tracking.read_results(board.uri, board.name) == expected
 
 
+def with_models(board: Board, register_as: str) -> None:
+    """Give its finished cells what a model is made of, and ask for its registration."""
+    inputs = {"image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5], "num_classes": 10, "num_train": 90}
+    for cell in board.cells:
+        folder = board.out / cell["folder"]
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"recipe": {}, "inputs": inputs | {"multilabel": False, "classes": None}}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.pt").write_bytes(b"weights")
+    described = json.loads((board.folder / "board.json").read_text())
+    described["config"] = {"tracking": {"register_as": register_as}}
+    (board.folder / "board.json").write_text(json.dumps(described))
+
+
+def models(board: Board) -> tuple[list[tuple[str, str]], list[str]]:
+    """Source and state of each model of the board, and the files of the first; the versions of the registered one."""
+    experiment = board.client().get_experiment_by_name(f"noisebench/{board.name}").experiment_id
+    found = board.client().search_logged_models([experiment])
+    names = {file.path for model in found for file in board.client().list_logged_model_artifacts(model.model_id)}
+    assert {"MLmodel", "requirements.txt", "data"} <= names
+    versions = board.client().search_model_versions(f"name = 'registered-{board.name}'")
+    return [(model.source_run_id, str(model.status)) for model in found], [str(one.version) for one in versions]
+
+
+@pytest.mark.parametrize("lost", ["mlflow/logged-models", "log-batch", "model-versions/create"])
+def test_a_lost_answer_makes_no_second_model_and_no_second_version(
+    lost: str, server: Server, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.name += lost.replace("/", "-")
+    board.folder = board.out / "boards" / board.name
+    expected = finished(board, 2)
+    assert not board.sync()
+    board.client()  # the model is all that is lacking now
+    with_models(board, f"registered-{board.name}")
+    with closing(Gate(server)) as gate:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{gate.address}")
+        gate.lose = [lost]
+        for _ in range(3):
+            pending = board.sync()
+        assert not pending
+        assert gate.lose == []
+        found, versions = models(board)
+    assert found == [(found[0][0], "READY")], "one of two seeds"
+    assert versions == ["1"]
+    assert board.faults() == []
+    assert tracking.read_results(board.uri, board.name) == expected
+
+
 def test_what_a_dead_node_left_is_shown_as_killed_until_it_goes_on(
     board: Board, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,10 +368,13 @@ def test_two_senders_set_up_an_empty_postgresql_and_make_every_run_once(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres.create("direct"))
     assert tracking.check_store(board.out, board.name) is None
     expected = finished(board)
+    with_models(board, f"registered-{board.name}")
     twin = Board(tmp_path / "twin", board.name)
     shutil.copytree(board.out, twin.out, dirs_exist_ok=True)
     assert [sender.finish() for sender in senders(board, twin)] == [None, None]
     assert board.faults() == []
+    found, versions = models(board)
+    assert (len(found), len(versions)) == (1, 1)
     assert tracking.read_results(board.uri, board.name) == expected
     for cell in board.cells:  # every point once more, as after a lost acknowledgement
         next((board.out / cell["folder"]).glob("sent-*.json")).unlink()
