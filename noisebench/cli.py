@@ -26,7 +26,9 @@ from noisebench._cli import (
 )
 from noisebench.cli_analyse import ANALYSE_HELP, analyse
 from noisebench.cli_data import data_app, show_datasets
+from noisebench.cli_figure import FIGURE_HELP, figure
 from noisebench.cli_leaderboard import leaderboard
+from noisebench.cli_report import REPORT_HELP, report
 from noisebench.cli_sync import SYNC_HELP, sync
 from noisebench.cli_transfer import TRANSFER_HELP, transfer
 from noisebench.cli_tune import TUNE_HELP, tune
@@ -44,8 +46,10 @@ app = typer.Typer(
 
 app.command()(leaderboard)
 app.command(help=TUNE_HELP)(tune)
+app.command(help=REPORT_HELP)(report)
 app.command(help=SYNC_HELP)(sync)
 app.command(help=ANALYSE_HELP)(analyse)
+app.command(help=FIGURE_HELP)(figure)
 app.command(help=TRANSFER_HELP)(transfer)
 app.add_typer(data_app, name="data")
 
@@ -123,7 +127,9 @@ def run(
 
 @app.command()
 def inject(
-    out: Annotated[Path, typer.Option(help="Folder for the artefact: noise.npz, noise.json, transition.png.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the artefact: noise.npz, noise.json, transition.json, transition.png.")
+    ],
     dataset: Annotated[str, typer.Option(help="A dataset's name.", autocompletion=completes("dataset"))] = "digits",
     noise: Annotated[str, typer.Option(help="A kind of noise; see noisebench list noise.")] = "symmetric",
     rate: Annotated[float | None, typer.Option(help="In [0, 1].")] = None,
@@ -185,7 +191,10 @@ def inject(
             f"  outliers       {facts['outliers']} from {facts['source']}, {facts['labelled']} of them labelled as such"
         )
     print(f"  sha256         {made.sha256}")
-    print(f"  {out}/noise.npz, noise.json" + (", transition.png" if (out / "transition.png").exists() else ""))
+    print(
+        f"  {out}/noise.npz, noise.json"
+        + (", transition.json, transition.png" if (out / "transition.png").exists() else "")
+    )
 
 
 class What(str, Enum):
@@ -196,11 +205,12 @@ class What(str, Enum):
     noise = "noise"
     benchmarks = "benchmarks"
     backbones = "backbones"
+    figures = "figures"
 
 
 @app.command("list")
 def list_(what: Annotated[What | None, typer.Argument(help="One kind only.")] = None, as_json: Json = False) -> None:
-    """List methods, datasets, kinds of noise, benchmarks and backbones."""
+    """List methods, datasets, kinds of noise, benchmarks, backbones and the papers' figures."""
     from noisebench.listing import everything
 
     found = everything()
@@ -224,6 +234,9 @@ def list_(what: Annotated[What | None, typer.Argument(help="One kind only.")] = 
             text = Text(row["summary"])
             if row.get("origin", "noisebench") != "noisebench":
                 text.append(f"  ({row['origin']})", "dim")
+            if "takes" in row:
+                told = [row["paper"], f"of {row['takes']}", *row["aliases"]]
+                text.append(f"  ({'; '.join(told)})", "dim")
             table.add_row(Text(row["name"], "cyan"), text)
         terminal.print(table)
         terminal.print()

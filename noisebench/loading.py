@@ -12,7 +12,7 @@ from filelock import FileLock
 from noisebench import dataset_names, noise, open_set
 from noisebench.config import Cell, Noise, slugify
 from noisebench.errors import UserError
-from noisebench.files import read_json
+from noisebench.files import read_json, write_json
 from noisebench.given_labels import with_given
 from noisebench.image_data import ImageData, is_encoded
 
@@ -119,9 +119,14 @@ def stored_noise(
 
 
 def draw_noise(noisy: noise.NoisyLabels, data: ImageData, folder: Path) -> None:
-    """Draw T asked beside T realised into ``folder/transition.png``, up to 100 classes: more show nothing."""
+    """T asked beside T realised: ``folder/transition.json`` and a picture, up to 100 classes: more show nothing.
+
+    A row of null is that of a class without samples.
+    """
     if noisy.known and noisy.states <= 100:
         realised = noisy.realised_transition(data.train_labels)
+        told = [[None if np.isnan(share) else share for share in row] for row in realised.tolist()]
+        write_json(folder / "transition.json", {"asked": noisy.transition.tolist(), "realised": told})
         names = ("absent", "present") if data.multilabel else data.classes
         names += () if noisy.outliers is None else ("outlier",)
         noise.draw_transition(noisy.transition, realised, folder / "transition.png", names)
