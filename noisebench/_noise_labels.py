@@ -74,6 +74,12 @@ class NoisyLabels:
     source_size: int | None = None
     _kept: FloatArray | None = field(default=None, repr=False)
 
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the rate asked, expected and realised."""
+        from .shown import noise_html
+
+        return noise_html(self)
+
     @property
     def include_true(self) -> bool | None:
         """Whether symmetric noise may draw the true label again; None for other kinds."""

@@ -290,6 +290,8 @@ def leaderboard(
     jobs: int | None = None,
     data_root: str | Path | None = None,
     settings: list[str] | None = None,
+    scale: str | None = None,
+    progress: bool | None = None,
 ) -> Table:
     """Run a leaderboard from Python; the same as ``noisebench leaderboard``.
 
@@ -299,10 +301,16 @@ def leaderboard(
         jobs: cells at once; the cores by default.
         data_root: torchvision's layout; NOISEBENCH_DATA by default.
         settings: overrides such as ``["recipe.epochs=30"]``.
+        scale: one of the board's own, e.g. "cpu" for a paper's table made small.
+        progress: whether to show how far it is; by default in a notebook, and on standard error if it is a terminal.
 
     Raises:
         UserError: anything wrong in the benchmark.
+        Stopped: Ctrl-C, or the notebook's stop button; a KeyboardInterrupt that says in one line how to go on.
     """
-    board = load_benchmark(benchmark, settings) if isinstance(benchmark, str) else benchmark
+    from noisebench.progress import board_progress
+
+    board = load_benchmark(benchmark, settings, scale) if isinstance(benchmark, str) else benchmark
     place = Place(Path(out).absolute(), data_root_from(data_root), execution=board.execution)
-    return run_board(board, place, jobs).table
+    with board_progress(progress, board) as watcher:
+        return run_board(board, place, jobs, watcher).table

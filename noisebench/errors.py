@@ -13,6 +13,10 @@ class UserError(ValueError):
         """A line break or another unprintable character of what was given is shown as its escape."""
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
 
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter shows in the place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class BrokenPlugin(UserError):
     """A method or dataset that cannot be imported or breaks the contract: its cells fail, the others go on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,14 +17,20 @@ from noisebench.errors import UserError
 from noisebench.files import data_root_from
 from noisebench.loading import load_dataset, load_source, make_noise
 from noisebench.method import Method
+from noisebench.metrics import RULES, score_of
 from noisebench.noise import NoisyLabels
+from noisebench.progress import EpochProgress, console_for
 from noisebench.ranks import join
 from noisebench.seats import seat_for
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
-@dataclass
+
+@dataclass(repr=False)
 class Result:
-    """A finished run.
+    """A finished run; a notebook shows its numbers as a table.
 
     Attributes:
         metrics: {"last": {...}, "selected": {...}, "best": {...}}, each with accuracy, nll, ece, memorised, epoch;
@@ -33,27 +39,59 @@ class Result:
         method: the trained method, for `predict`; noise: the labels it was trained on.
         weights_sha256: of all that it learned.
         damaged: the images that did not decode, by name, and why; a grey one stood in for each.
+        title: what was trained, on what, under which noise and seed.
     """
 
     metrics: dict[str, dict[str, float]]
     history: list[dict[str, Any]]
-    method: Method = field(repr=False)
-    noise: NoisyLabels = field(repr=False)
+    method: Method
+    noise: NoisyLabels
     weights_sha256: str = ""
-    damaged: dict[str, str] = field(default_factory=dict, repr=False)
+    damaged: dict[str, str] = field(default_factory=dict)
+    title: str = "run"
+
+    def __repr__(self) -> str:
+        rules = [rule for rule in RULES if rule in self.metrics]
+        score = score_of(self.metrics["last"])
+        numbers = (f"{rule} {self.metrics[rule][score]:.2%}" for rule in rules)
+        return f"<Result {self.title!r}: {', '.join(numbers)}; {len(self.history)} epochs>"
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the test metrics at the three epochs, what they are, and the noise."""
+        from noisebench.shown import result_html
+
+        return result_html(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row an epoch: ``epoch`` (from 1) and the metrics by name, shares in [0, 1], NaN where there is none."""
+        import pandas as pd
+
+        return pd.DataFrame.from_records([{"epoch": line["epoch"], **line["metrics"]} for line in self.history])
+
+    def plot(self) -> Figure:
+        """The learning curves, in %: test, held-out noisy labels, and the memorised share of the wrong labels.
+
+        `Figure.savefig` writes it; a cell of a notebook that ends with it shows it, with no pyplot.
+        """
+        from noisebench.plots import curves
+
+        return curves(self)
 
 
 class Memory:
     """A journal that keeps the history, and the states if asked."""
 
-    def __init__(self, keep_states: bool = False) -> None:
+    def __init__(self, keep_states: bool = False, watcher: EpochProgress | None = None) -> None:
         self.history: list[dict[str, Any]] = []
         self.states: list[dict[str, Any]] = []
         self._keep = keep_states
+        self._watcher = watcher
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Keep the line."""
         self.history.append({"epoch": epoch, "metrics": metrics})
+        if self._watcher is not None:
+            self._watcher.epoch(epoch, metrics)
 
     def due(self) -> bool:
         """Never: states after epochs are enough."""
@@ -77,6 +115,7 @@ def fit(
     noise_options: dict[str, Any] | None = None,
     data_root: str | Path | None = None,
     device: str = "auto",
+    progress: bool | None = None,
 ) -> Result:
     """Train one method on one dataset under one noise, in memory.
 
@@ -90,11 +129,13 @@ def fit(
         noise_options: the kind's own options, e.g. ``{"include_true": True}`` or ``{"source": "cifar100"}``.
         data_root: torchvision's layout; NOISEBENCH_DATA by default.
         device: "auto", "cpu", "cuda".
+        progress: whether to show how far it is; by default in a notebook, and on standard error if it is a terminal.
 
     With recipe.ranks above 1 it is started by torchrun or srun, and every rank gets the result.
 
     Raises:
         UserError: anything wrong in the arguments. TrainingFailed: the loss became NaN or infinite.
+        Stopped: Ctrl-C, or the notebook's stop button; a KeyboardInterrupt that says so in one line.
     """
     cls = method_class(method) if isinstance(method, str) else method
     if not (isinstance(cls, type) and issubclass(cls, Method)):
@@ -105,7 +146,8 @@ def fit(
     called = dataset if isinstance(dataset, str) else "the dataset"
     source = load_source(spec, data, called, data_root_from(data_root))
     noisy = make_noise(spec, data, seed, source, called)
-    threads, journal = torch.get_num_threads(), Memory()
+    title = f"{cls.name or cls.__name__} · {called} · {noisy.description} · seed {seed}"
+    threads = torch.get_num_threads()
     try:
         size = dataset_names.sized(dataset)[1] if isinstance(dataset, str) else None
         plan: Recipe = build(Recipe, (recipe or {}) | ({} if size is None else {"train_size": size}), "recipe")
@@ -119,10 +161,12 @@ def fit(
         setup = Setup(cls, settings, data, noisy.labels, plan, seed, noisy, device, source, group)
         damaged: dict[str, str] = {}
         setup.on_damaged(damaged.__setitem__)
-        setup.train(journal)
+        with EpochProgress(console_for(progress) if group.rank == 0 else None, title, plan.epochs) as watcher:
+            journal = Memory(watcher=watcher)
+            setup.train(journal)
         for others in group.all(damaged):
             damaged.update(others)
     finally:
         torch.set_num_threads(threads)
     sha256 = weights_sha256(setup.method)
-    return Result(summarise(journal.history), journal.history, setup.method, noisy, sha256, damaged)
+    return Result(summarise(journal.history), journal.history, setup.method, noisy, sha256, damaged, title)

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,16 @@ from noisebench.table_cells import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from noisebench.drawing import Details, RichTable
     from noisebench.published import Published
+
+RECORD = (
+    *("method", "dataset", "noise", "epoch", "metric", "ranking", "mean", "sd", "n", "expected", "failed", "missing"),
+    *("p", "p_holm", "significant", "best", "mean_rank", "privileged", "values"),
+)
+"""The keys of a record."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Table:
         rules: versions of the leaderboard's rules among the results.
         published: a paper's figures, shown beside these; see `beside_paper`.
         damaged: the most images that did not decode in one run, a grey one in the place of each.
+        unavailable: column -> why none of its cells could run here: its data is not there.
     """
 
     title: str
@@ -79,6 +87,7 @@ class Table:
     rules: tuple[int, ...]
     published: Published | None = None
     damaged: int = 0
+    unavailable: Mapping[Column, str] = field(default_factory=dict)
 
     @classmethod
     def from_results(
@@ -96,8 +105,8 @@ class Table:
 
         A cell gives ``label`` (its row), ``dataset``, ``noise``, ``seed`` and ``status``: "finished" (with
         ``metrics``: rule -> metric -> number, ``seconds``, ``privileged``, ``rules``), "failed" (with ``reason``) or
-        "missing". The seeds of a column are all seeds that any of its cells names; a method without a cell for one of
-        them is missing it.
+        "missing" (with a ``reason`` where its data is not there). The seeds of a column are all seeds that any of its
+        cells names; a method without a cell for one of them is missing it.
 
         Args:
             results: the cells.
@@ -188,6 +197,11 @@ class Table:
             rules=tuple(sorted({int(result["rules"]) for result in by_place.values() if "rules" in result})),
             published=published,
             damaged=max((int(result.get("damaged", 0)) for result in by_place.values()), default=0),
+            unavailable={
+                place.column: one_line(str(result["reason"]))
+                for place, result in by_place.items()
+                if result["status"] == "missing" and result.get("reason")
+            },
         )
 
     def ranking_of(self, column: Column) -> Kind:
@@ -208,6 +222,25 @@ class Table:
 
     def __rich__(self) -> RichTable:
         return self.to_rich()
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.methods)} methods, {len(self.columns)} columns, {len(self.failures)} failed cells"
+        return f"<Table {self.title!r}: {counts}>"
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the terminal's numbers, marks and notes, every name escaped."""
+        from noisebench.written_forms import html
+
+        return html(self)
+
+    def plot(self) -> Figure:
+        """The ranking as dots with sd and seeds, a panel a column and a row a method, in the table's order.
+
+        `Figure.savefig` writes it; a cell of a notebook that ends with it shows it, with no pyplot.
+        """
+        from noisebench.plots import ranking
+
+        return ranking(self)
 
     def to_markdown(self) -> str:
         """GitHub Markdown with the full details, and every name shown literally."""
@@ -281,6 +314,8 @@ class Table:
         }
         if self.damaged:
             document["damaged"] = self.damaged
+        if self.unavailable:
+            document["unavailable"] = [{**column._asdict(), "reason": why} for column, why in self.unavailable.items()]
         if self.published:
             from noisebench import beside_paper
 
@@ -288,10 +323,10 @@ class Table:
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_pandas(self) -> pd.DataFrame:
-        """The records as a data frame; ``values`` holds dicts of seed -> number."""
+        """The records as a data frame; ``values`` holds dicts of seed -> number. Without records it has its columns."""
         import pandas as pd
 
-        return pd.DataFrame.from_records(self.records())
+        return pd.DataFrame.from_records(self.records(), columns=list(RECORD))
 
     def write(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write leaderboard.csv, .json, .md and .tex into `folder`, each aside and then renamed; the paths written.

@@ -1,10 +1,11 @@
-"""A leaderboard's table for people, in files: Markdown and LaTeX, with the full details."""
+"""A leaderboard's table for people: Markdown and LaTeX for files, with the full details, and HTML for notebooks."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
+from noisebench import _html
 from noisebench.drawing import Grid, beside_the_paper, detail_grids, even, failures, main_grid, notes
 from noisebench.table import Table
 
@@ -60,6 +61,16 @@ def latex(table: Table) -> str:
             lines += [*(_latex(line) + r"\par" for line in below), r"\end{minipage}"]
         lines += [r"\end{table}", ""]
     return "\n".join(lines)
+
+
+def html(table: Table) -> str:
+    """See `Table._repr_html_`: what the terminal shows, but with the ranking first and the details folded below it."""
+    pieces = [_html.table(main_grid(table)), _html.lines(notes(table, "short"))]
+    pieces.append(_html.lines(failures(table), failed=True))
+    for grid, below in beside_the_paper(table):
+        pieces += [_html.table(grid), _html.lines(below)]
+    pieces += [_html.folded(grid.title, _html.table(grid, titled=False)) for grid in detail_grids(table, "short")]
+    return _html.block(*pieces)
 
 
 def _markdown(text: str) -> str:
