@@ -58,7 +58,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def needed() -> set[str]:
     """Every file that an installed noisebench must have, below the package."""
-    patterns = ("*.py", "nn/*.py", "py.typed", "benchmarks/*.yaml", "templates/*", *(f"{kind}/*.py" for kind in BUILT_IN))
+    code = ("*.py", "nn/*.py", "figures/*.py", *(f"{kind}/*.py" for kind in BUILT_IN))
+    patterns = (*code, "py.typed", "benchmarks/*.yaml", "templates/*")
     return {file.relative_to(ROOT).as_posix() for pattern in patterns for file in PACKAGE.glob(pattern)}
 
 
