@@ -2,100 +2,53 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import secrets
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from torch import Tensor
 
-from noisebench.config import slugify
-from noisebench.files import write_json, write_text
+from noisebench.finding import BLUE, ORANGE, Finding, cut, plain, wrapped
 from noisebench.metrics import METRICS, score_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
     from noisebench.analysis import Pair, Point
     from noisebench.finished import FinishedRun
 
-BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by the colour-blind
+    Pictures = tuple[NDArray[np.uint8] | None, ...]
+
 MOST_BINS = 50
 """A histogram of ranks has a bar a rank up to so many, then so many bars."""
 FEW = 20
 """Up to so many classes a matrix is drawn with its names."""
 
 
-@dataclass
-class Finding:
-    """The numbers of an analysis as a table, facts about it, and its figure."""
-
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    facts: dict[str, Any]
-    figure: Figure
-
-    def as_json(self) -> dict[str, Any]:
-        """What its JSON file holds."""
-        return {**self.facts, "rows": [dict(zip(self.columns, row, strict=True)) for row in self.rows]}
-
-    def write(self, stem: Path) -> list[Path]:
-        """Write PNG, CSV and JSON of this stem, each as a whole."""
-        png, table, facts = (stem.with_name(f"{stem.name}.{end}") for end in ("png", "csv", "json"))
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
-        write_text(table, text.getvalue())
-        write_json(facts, self.as_json())
-        aside = png.with_name(f".{png.name}.{secrets.token_hex(6)}")
-        try:
-            self.figure.savefig(aside, dpi=150, format="png", bbox_inches="tight", pad_inches=0.12)
-            aside.replace(png)
-        finally:
-            aside.unlink(missing_ok=True)
-        return [png, table, facts]
-
-
-def slug(run: FinishedRun) -> str:
-    """A run's label as a part of a file's name."""
-    return slugify(run.config["label"])
-
-
-def cut(name: str, limit: int = 30) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
-
-
 def _pair(pair: Pair) -> str:
     return f"{cut(pair.a)} – {cut(pair.b)}"
 
 
-def wrapped(title: str, figure: Figure) -> str:
-    """In lines that fit the figure at size 11."""
-    return textwrap.fill(title, int(11.5 * figure.get_figwidth()))
+def covariances(run: FinishedRun, mean: Tensor, pairs: Sequence[Pair], pictures: Sequence[Pictures] = ()) -> Finding:
+    """The top pairs as bars; beside them the whole mean matrix where the classes are few.
 
-
-def plain(axis: Any) -> None:
-    """No frame where nothing is read."""
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def covariances(run: FinishedRun, mean: Tensor, pairs: Sequence[Pair]) -> Finding:
-    """The top pairs as bars; beside them the whole mean matrix where the classes are few."""
+    `pictures` are images [H, W, C] of the classes of each pair, put beside the names; None where there is none.
+    """
     classes = [cut(name) for name in run.data.classes]
     few = len(classes) <= FEW
     matrix_width = 2.2 + 0.34 * len(classes) if few else 0.0
-    height = max(3.4, 1.6 + 0.3 * len(pairs), matrix_width - 0.9)
+    height = max(3.4, 1.6 + (0.4 if pictures else 0.3) * len(pairs), matrix_width - 0.9)
     longest = max(len(_pair(pair)) for pair in pairs)
     bars_width = 4.2 + 0.09 * longest
-    figure = Figure(figsize=(bars_width + matrix_width, height), layout="constrained")
-    widths = [bars_width, matrix_width] if few else [1.0]
+    widths = [0.85] * bool(pictures) + [bars_width] + [matrix_width] * few
+    figure = Figure(figsize=(sum(widths), height), layout="constrained")
     axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
-    bars = axes[0]
+    bars = axes[1 if pictures else 0]
     values = [pair.covariance for pair in pairs]
     bars.barh(range(len(pairs)), values, color=[ORANGE if value < 0 else BLUE for value in values])
     bars.set_yticks(range(len(pairs)), [_pair(pair) for pair in pairs])
@@ -105,13 +58,17 @@ def covariances(run: FinishedRun, mean: Tensor, pairs: Sequence[Pair]) -> Findin
     for i, value in enumerate(values):
         side, text = ("right", -4) if value < 0 else ("left", 4), f"{value:.3g}".replace("-", "−")
         bars.annotate(text, (value, i), (side[1], 0), textcoords="offset points", va="center", size=8, ha=side[0])
-    room = 0.22 * reach  # for the numbers
+    room = 0.3 * reach  # for the numbers
     bars.set_xlim(min(0.0, *values) - room * (min(values) < 0), max(0.0, *values) + room * (max(values) > 0))
     bars.xaxis.set_major_locator(MaxNLocator(6))
-    bars.set(title=f"top {len(pairs)} pairs of classes", xlabel="mean covariance over the test set")
+    bars.set(
+        title=f"top {len(pairs)} pairs of classes", xlabel="mean covariance of the logits over the test set (nats²)"
+    )
     plain(bars)
+    if pictures:
+        _beside(axes[0], bars, pictures)
     if few:
-        grid = axes[1]
+        grid = axes[-1]
         shown = mean.numpy().copy()
         np.fill_diagonal(shown, np.nan)
         colours = LinearSegmentedColormap.from_list("signs", [ORANGE, "white", BLUE]).with_extremes(bad="0.85")
@@ -121,10 +78,22 @@ def covariances(run: FinishedRun, mean: Tensor, pairs: Sequence[Pair]) -> Findin
                         rotation_mode="anchor")  # fmt: skip
         grid.set_yticks(range(len(classes)), classes)
         grid.set(title="all pairs (variances left out)")
-        figure.colorbar(image, ax=grid, label="mean covariance", shrink=0.85)
+        figure.colorbar(image, ax=grid, label="mean covariance (nats²)", shrink=0.85)
     figure.suptitle(wrapped(run.title, figure), size=11)
     facts = {"of": "mean over the test set of the covariance of the latent noise", "images": len(run.data.test_labels)}
     return Finding(("a", "b", "covariance"), [tuple(pair) for pair in pairs], facts, figure)
+
+
+def _beside(axis: Axes, bars: Axes, pictures: Sequence[Pictures]) -> None:
+    """An image of each class of a pair, in the pair's row."""
+    axis.set(xlim=(0, 2), ylim=bars.get_ylim())
+    axis.set_axis_off()
+    for row, images in enumerate(pictures):
+        for column, image in enumerate(images):
+            if image is not None:
+                shown = image if image.shape[2] == 3 else image[..., 0]
+                small = OffsetImage(shown, zoom=22 / max(shown.shape[:2]), cmap="gray", interpolation="nearest")
+                axis.add_artist(AnnotationBbox(small, (column + 0.5, row), frameon=False, pad=0))
 
 
 def ranks(run: FinishedRun, reference: FinishedRun, found: Tensor, p_value: float) -> Finding:

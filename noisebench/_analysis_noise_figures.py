@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
-from noisebench._analysis_figures import BLUE, ORANGE, Finding, cut, plain, wrapped
 from noisebench._noise_drawing import transition_figure
 from noisebench.evaluation import ECE_BINS
+from noisebench.finding import BLUE, ORANGE, Finding, cut, plain, wrapped
 
 if TYPE_CHECKING:
     from noisebench.analysis import Detection, Transitions
@@ -63,16 +64,18 @@ def inliers(run: FinishedRun, curves: Sequence[tuple[FinishedRun, Tensor, Tensor
     axis = figure.subplots()
     rows: list[tuple[Any, ...]] = []
     drawn, share = [], float(curves[0][1][-1])
-    for (one, precision, recall), colour in zip(curves, (BLUE, ORANGE), strict=False):
+    for (one, precision, recall), (colour, style) in zip(curves, ((BLUE, "-"), (ORANGE, "--")), strict=False):
         label, last = one.config["label"], one.result["metrics"]["last"]
         area, roc = last["inlier_ap"], last["inlier_auc"]
-        axis.plot(recall, precision, color=colour, linewidth=1.8, label=f"{cut(label)}: AP {area:.4f}, AUC {roc:.4f}")
+        axis.plot(
+            recall, precision, style, color=colour, linewidth=1.8, label=f"{cut(label)}: AP {area:.4f}, AUC {roc:.4f}"
+        )
         read = [float(precision[int((recall >= at).nonzero()[0])]) for at in RECALLS]
         rows.append((label, area, roc, *read))
         about = {"run": label, "fingerprint": one.config["fingerprint"]}
         drawn.append(about | {"recall": recall.tolist(), "precision": precision.tolist()})
     told = f"no skill: the share of inliers, {share:.3f}"
-    axis.axhline(share, color="0.4", linestyle="--", linewidth=1.2, label=told)
+    axis.axhline(share, color="0.4", linestyle=":", linewidth=1.4, label=told)
     low = min(float(precision.min()) for _, precision, _ in curves)
     axis.set(xlim=(0, 1), ylim=(max(0.0, low - 0.05), 1.01), xlabel="recall of inliers", ylabel="precision")
     inside, source = len(run.data.test_labels), run.config["noise"]["source"]
@@ -106,6 +109,8 @@ def scores(run: FinishedRun, found: Detection) -> Finding:
         label = f"labels that are {name} ({int(heights.sum()):,})"
         axes[0].bar(start, heights, width, align="edge", color=colour, label=label)
     axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[0].set(xlabel="noise score", ylabel="training labels (log scale)", ylim=(0.7, None))
     axes[0].legend(**ABOVE)
     plain(axes[0])

@@ -4,7 +4,8 @@ The analyses of Collier et al., CVPR 2021, section 4.1, appendix D and Table 3; 
 detection of inliers, Sukhbaatar et al. 2014, Fig. 2c and 4b; scores of right and of wrong labels, after Arazo et al.
 2019, Fig. 2.
 
-Each is a function on a `FinishedRun`; `analyse` does all that apply, draws them and hands them to MLflow::
+Each is a function on a `FinishedRun` that gives numbers; `noisebench.figures` draws them, and `analyse` draws all that
+apply to a run and hands them to MLflow::
 
     run = FinishedRun.load("noisebench-runs/runs/het_full-digits-...")
     top_covariances(run)                                    # Table 4
@@ -21,22 +22,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 from torch import Tensor
-from torchmetrics.functional.classification import binary_calibration_error
 
+from noisebench.config import slugify
 from noisebench.errors import UserError
-from noisebench.evaluation import ECE_BINS
 from noisebench.finished import FinishedRun
 from noisebench.metrics import score_of
+from noisebench.scoring import calibration_error
+
+if TYPE_CHECKING:
+    from noisebench.figures.catalogue import Entry
 
 __all__ = [
     "Analyses",
+    "Confusions",
     "Detection",
     "FinishedRun",
     "Pair",
@@ -44,6 +49,7 @@ __all__ = [
     "Transitions",
     "accuracy_against",
     "analyse",
+    "confusions",
     "covariance_ranks",
     "mean_covariance",
     "noise_detection",
@@ -128,14 +134,20 @@ def top_covariances(run: FinishedRun, count: int = 10) -> list[Pair]:
     Raises:
         UserError: as `mean_covariance`.
     """
-    return _top(mean_covariance(run), run.data.classes, count)
+    return pairs_of(mean_covariance(run), run.data.classes, count)
 
 
-def _top(mean: Tensor, classes: Sequence[str], count: int) -> list[Pair]:
+def pairs_of(mean: Tensor, classes: Sequence[str], count: int) -> list[Pair]:
+    """The `count` pairs with the largest absolute entries of a mean covariance [K, K]."""
+    return [Pair(classes[i], classes[j], float(mean[i, j])) for i, j in pairs_at(mean, count)]
+
+
+def pairs_at(mean: Tensor, count: int) -> list[tuple[int, int]]:
+    """Where the `count` largest absolute entries of a mean covariance [K, K] are, above its diagonal."""
     above = torch.triu_indices(len(mean), len(mean), offset=1)
-    values = mean[above[0], above[1]]
-    best = values.abs().topk(min(count, len(values))).indices
-    return [Pair(classes[int(above[0, i])], classes[int(above[1, i])], float(values[i])) for i in best]
+    best = mean[above[0], above[1]].abs()
+    best = best.topk(min(count, len(best))).indices
+    return [(int(i), int(j)) for i, j in above[:, best].T]
 
 
 def covariance_ranks(run: FinishedRun, reference: FinishedRun) -> Tensor:
@@ -155,25 +167,50 @@ def covariance_ranks(run: FinishedRun, reference: FinishedRun) -> Tensor:
     Raises:
         UserError: another column or seed, several labels an image, no covariance, or no such image.
     """
-    _check_column(run, reference)
+    return confusions(run, reference).rank
+
+
+class Confusions(NamedTuple):
+    """Test images that one run gets right and another wrong, and what the covariance of the first says of them.
+
+    at: positions in the test set, int64 [n]; truth, theirs: the true class and the other run's prediction, int64
+    [n]; covariance: Sigma[true, theirs], float32 [n]; rank: of its size among those of the true class, int64 [n].
+    """
+
+    at: Tensor
+    truth: Tensor
+    theirs: Tensor
+    covariance: Tensor
+    rank: Tensor
+
+
+def confusions(run: FinishedRun, reference: FinishedRun) -> Confusions:
+    """What `covariance_ranks` and Table 5 of Collier et al. look at, in the order of the test set.
+
+    Raises:
+        UserError: as `covariance_ranks`.
+    """
+    check_column(run, reference)
     if run.data.multilabel:
         raise UserError(f"{run.config['dataset']}: ranks need one label an image, and it has several")
-    truth = torch.from_numpy(np.array(run.data.test_labels))
+    truth = run.test_labels
     mine, theirs = (r.predict().argmax(1).cpu() for r in (run, reference))
     chosen = ((mine == truth) & (theirs != truth)).nonzero().flatten()
     if not len(chosen):
         raise UserError(f"no test image that {run.config['label']} gets right and {reference.config['label']} wrong")
-    ranks = []
+    values, ranks = [], []
     for index, matrices in run.covariances(chosen):
         at = index.cpu()
-        rows = matrices.cpu()[torch.arange(len(at)), truth[at]].abs()
-        value = rows.gather(1, theirs[at, None])
-        rows.scatter_(1, truth[at, None], -1.0)
-        ranks.append(1 + (rows > value).sum(1))
-    return torch.cat(ranks)
+        rows = matrices.cpu()[torch.arange(len(at)), truth[at]]
+        values.append(rows.gather(1, theirs[at, None]).flatten())
+        sizes = rows.abs()
+        sizes.scatter_(1, truth[at, None], -1.0)
+        ranks.append(1 + (sizes > values[-1].abs()[:, None]).sum(1))
+    return Confusions(chosen, truth[chosen], theirs[chosen], torch.cat(values), torch.cat(ranks))
 
 
-def _check_column(run: FinishedRun, reference: FinishedRun) -> None:
+def check_column(run: FinishedRun, reference: FinishedRun) -> None:
+    """Refuse two runs of different columns or seeds."""
     for key in ("dataset", "noise_label", "seed", "noise_sha256"):
         mine, other = run.config[key], reference.config[key]
         if mine != other:
@@ -248,7 +285,7 @@ def noise_detection(run: FinishedRun) -> Detection:
         raise UserError(f"no training label is {'right' if bad else 'wrong'}: there is nothing to tell apart")
     above = float(rankdata(scores.numpy())[wrong.numpy()].sum()) - bad * (bad + 1) / 2
     probable = bool(((scores >= 0) & (scores <= 1)).all())
-    ece = float(binary_calibration_error(scores, wrong.long(), ECE_BINS, "l1")) if probable else None
+    ece = calibration_error(scores, wrong) if probable else None
     return Detection(scores, wrong, above / (bad * (len(wrong) - bad)), ece)
 
 
@@ -262,7 +299,7 @@ class Analyses:
     Attributes:
         found: by name, what its JSON file holds.
         skipped: by name, why an analysis does not apply.
-        files: what was written, PNG, CSV and JSON.
+        files: what was written, PNG, PDF, CSV and JSON.
         tracked: what became of them in MLflow, in one line.
     """
 
@@ -279,68 +316,51 @@ def analyse(
     temperatures: Sequence[float] = TEMPERATURES,
     count: int = 10,
 ) -> Analyses:
-    """All analyses that apply to a run: written into its folder's ``analysis/``, and logged to its MLflow run.
+    """All figures that apply to a run and cost little: into its folder's ``analysis/``, and to its MLflow run.
 
     Args:
-        reference: for `covariance_ranks`, which is left out without one, and beside the run's curve of inliers.
+        reference: another run of the same data, noise and seed. Figures of two runs are left out without one.
         samples, temperatures: for `accuracy_against` with ``eval_samples`` and ``temperature``.
         count: of `top_covariances`.
     """
-    from noisebench import _analysis_figures as figures
-    from noisebench import _analysis_noise_figures as noise_figures
+    from noisebench.figures import catalogue
 
     done = Analyses()
-
-    def keep(name: str, made: figures.Finding) -> None:
-        about = {key: run.config[key] for key in ("fingerprint", "method", "label", "dataset", "noise_label", "seed")}
-        made.facts = {**about, "weights_sha256": run.result["weights_sha256"], **made.facts}
-        done.files += made.write(run.folder / "analysis" / name)
-        done.found[name] = made.as_json()
-
-    def covariances() -> None:
-        mean = mean_covariance(run)
-        keep("top_covariances", figures.covariances(run, mean, _top(mean, run.data.classes, count)))
-
-    def ranks(reference: FinishedRun) -> None:
-        found = covariance_ranks(run, reference)
-        p_value = rank_p_value(found, run.data.num_classes)
-        keep(f"covariance_ranks_{figures.slug(reference)}", figures.ranks(run, reference, found, p_value))
-
-    def against(setting: str, values: Sequence[Any]) -> None:
-        keep(f"accuracy_{setting}", figures.against(run, setting, accuracy_against(run, setting, values)))
-
-    def learned() -> None:
-        keep("learned_transition", noise_figures.transitions(run, transitions(run)))
-
-    def inliers() -> None:
-        name, curves = "inlier_detection", [(run, *run.inlier_curve())]
-        if reference is not None:
-            _check_column(run, reference)
-            name += f"_{figures.slug(reference)}"
-            curves.append((reference, *reference.inlier_curve()))
-        keep(name, noise_figures.inliers(run, curves))
-
-    def detection() -> None:
-        keep("noise_scores", noise_figures.scores(run, noise_detection(run)))
-
-    work: list[tuple[str, Any, tuple[Any, ...]]] = [("top_covariances", covariances, ())]
-    work += [("covariance_ranks", ranks, (reference,))] if reference is not None else []
-    work += [("accuracy_eval_samples", against, ("eval_samples", samples))] if samples else []
-    work += [("accuracy_temperature", against, ("temperature", temperatures))] if temperatures else []
-    work += [("learned_transition", learned, ()), ("inlier_detection", inliers, ()), ("noise_scores", detection, ())]
-    for name, act, arguments in work:
+    options: dict[str, dict[str, Any]] = {
+        "samples": {"values": samples},
+        "temperatures": {"values": temperatures},
+        "top-covariances": {"count": count},
+    }
+    for entry in catalogue.ENTRIES:
+        given = options.get(entry.name, {})
+        least, most = entry.runs
+        beside = [reference] if reference is not None and most == 2 else []
+        if not entry.cheap or least > 1 + len(beside) or given.get("values") == ():
+            continue
         try:
-            act(*arguments)
+            made = catalogue.of_runs(entry, run, *beside, **given)
+            name = file_stem(entry, run, *beside)
+            done.files += made.write(run.folder / "analysis" / name)
+            done.found[name] = made.as_json()
         except UserError as error:
-            done.skipped[name] = str(error)
-    done.tracked = _track(run, done.files) if done.files else ""
+            done.skipped[entry.file_stem] = str(error)
+    done.tracked = track(run, done.files) if done.files else ""
     return done
 
 
-def _track(run: FinishedRun, files: Sequence[Path]) -> str:
+def file_stem(entry: Entry, *runs: FinishedRun) -> str:
+    """What the files of a figure of some runs are called: of further ones it has the labels, and seeds that differ."""
+    named = [entry.file_stem]
+    for other in runs[1:]:
+        seed = other.config["seed"]
+        named.append(slugify(other.config["label"]) + (f"-s{seed}" if seed != runs[0].config["seed"] else ""))
+    return "_".join(named)
+
+
+def track(run: FinishedRun, files: Sequence[Path]) -> str:
     """Log the files to the run's MLflow run; what became of it, in one line."""
     from noisebench import tracking
-    from noisebench._outbox import RunFolder
+    from noisebench._run_folder import RunFolder
 
     uri = tracking.store_uri(run.out)
     tags = {"fingerprint": run.config["fingerprint"], "began": str(RunFolder(run.folder).began)}

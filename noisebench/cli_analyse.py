@@ -21,16 +21,20 @@ if TYPE_CHECKING:
     from noisebench.analysis import Analyses
 
 Value = TypeVar("Value", int, float)
+MOST_ROWS = 20
+"""A longer table is for its file."""
 
 ANALYSE_HELP = r"""Look into a finished run: what its noise model has learned, and how its settings matter.
 
-Every analysis that the run has something for is done, drawn, and written to RUN/analysis/ as PNG, CSV and JSON; the \
-run of a board has them in MLflow as well.
+Every figure of [bold]noisebench list figures[/] that the run has something for and that costs little is drawn and \
+written to RUN/analysis/ as PNG, PDF, CSV and JSON; the run of a board has them in MLflow as well.
 
 top covariances: which pairs of classes have noise that goes together (Collier et al. 2021, Table 4).
 
-covariance ranks, with --against: where the mistakes of another run, e.g. of ce, that this one does not make stand \
-among the covariances of the true class (their Fig. 2); rank 1 is the largest.
+covariance ranks and examples, with --against: where the mistakes of another run, e.g. of ce, that this one does not \
+make stand among the covariances of the true class (their Fig. 2; rank 1 is the largest), and images of such (Table 5).
+
+taylor: what the covariance adds to the log-likelihood, to second order, where the predictions lie (their Fig. 3, 4).
 
 accuracy against samples, and against the temperature: both changed at evaluation alone, the weights as they are.
 
@@ -39,7 +43,8 @@ learned transition: T as asked, as realised in the training split, and as learne
 inlier detection, under open-set noise: precision and recall of telling test images from outliers (their Fig. 4b); \
 with --against the other run's curve too.
 
-noise scores: those of right and of wrong training labels, their AUC and calibration (after Arazo et al. 2019, Fig. 2).
+loss curves, where recipe.record_losses was set, and loss histogram: losses of right and of wrong training labels \
+(Arazo et al. 2019, Fig. 1 and 2); noise scores: the method's own scores of them, their AUC and calibration.
 
 All of it looks at the test set or at clean labels. It describes a run and is no way to choose a setting: noisebench \
 tune does that.
@@ -86,7 +91,7 @@ def analyse(
     else:
         _show(done, loaded.title, console())
     asked = (
-        (against, ("covariance_ranks", "inlier_detection")),
+        (against, ("covariance_ranks", "examples", "inlier_detection")),
         (counts, ("accuracy_eval_samples",)),
         (taus, ("accuracy_temperature",)),
     )
@@ -114,6 +119,12 @@ def _show(done: Analyses, title: str, terminal: Console) -> None:
     terminal.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
     for name, found in done.found.items():
         rows = found["rows"]
+        if len(rows) > MOST_ROWS:
+            terminal.print()
+            terminal.print(name.replace("_", " "), style="bold", markup=False, highlight=False)
+            told = f"{found['summary']}\n" if "summary" in found else ""
+            terminal.print(f"{told}{len(rows)} rows: {name}.csv", soft_wrap=True, markup=False, highlight=False)
+            continue
         table = Table(title=name.replace("_", " "), title_justify="left", title_style="bold", box=None, pad_edge=False)
         for key in rows[0]:
             table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
@@ -129,5 +140,5 @@ def _show(done: Analyses, title: str, terminal: Console) -> None:
         terminal.print(f"left out, {name.replace('_', ' ')}: {reason}", soft_wrap=True, markup=False, highlight=False)
     if done.files:
         where = done.files[0].parent
-        terminal.print(f"\nFigures: {where}/*.png", soft_wrap=True, markup=False, highlight=False)
+        terminal.print(f"\nFigures: {where}/*.png, .pdf", soft_wrap=True, markup=False, highlight=False)
         terminal.print(done.tracked, soft_wrap=True, markup=False, highlight=False)

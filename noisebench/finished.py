@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,14 @@ from noisebench.assembly import Setup, build_method, known_of, make_hparams, met
 from noisebench.cell import weights_sha256
 from noisebench.config import Cell, Noise, Recipe, build
 from noisebench.errors import UserError
-from noisebench.evaluation import EVALUATION_BATCH
+from noisebench.evaluation import EVALUATION_BATCH, NLL_FLOOR
 from noisebench.files import data_root_from, read_json
 from noisebench.loading import load_dataset, load_source
+from noisebench.method import Batch, Method
+from noisebench.nn.backbones import Backbone
 
 if TYPE_CHECKING:
     from noisebench.data import ImageData
-    from noisebench.method import Method
 
 COVARIANCE_ELEMENTS = 2**24
 """So many elements of covariance matrices are held at once, or one matrix where that is larger."""
@@ -161,24 +163,122 @@ class FinishedRun:
                 raise UserError(f"{self.config['method']} offers no covariance of its noise (Method.covariance)")
             yield batch.index, found
 
-    def noise_scores(self) -> tuple[Tensor, Tensor]:
-        """`Method.noise_scores` of the training split, float64 [N], and which of its labels are wrong, bool [N].
+    @property
+    def test_labels(self) -> Tensor:
+        """The clean labels of the test images that `predict` takes, int64 [N]; multi-hot [N, K] of several labels."""
+        return self._setup.evaluator.test.labels.cpu()
 
-        Wrong as "train.noise_auc" has it: an image of several labels if any is, an outlier whatever its label.
+    def wrong(self) -> Tensor:
+        """Which labels of the training split are wrong, bool [N].
+
+        As "train.noise_auc" has it: an image of several labels if any is, an outlier whatever its label.
+
+        Raises:
+            UserError: nobody knows.
+        """
+        if not self.noisy.known:
+            raise UserError(f"nobody knows which labels are wrong under noise {self.noisy.description}")
+        wrong = self.noisy.labels != self.true_labels
+        if self.noisy.outliers is not None:
+            wrong = wrong | (self.noisy.outliers >= 0)
+        return torch.from_numpy(wrong.any(axis=1) if wrong.ndim == 2 else wrong)
+
+    def noise_scores(self) -> tuple[Tensor, Tensor]:
+        """`Method.noise_scores` of the training split, float64 [N], and which of its labels are `wrong`, bool [N].
 
         Raises:
             UserError: the method offers none, or nobody knows which labels are wrong.
         """
-        if not self.noisy.known:
-            raise UserError(f"nobody knows which labels are wrong under noise {self.noisy.description}")
+        wrong = self.wrong()
         with self._evaluating():
             scores = self.method.noise_scores(self._run)
         if scores is None:
             raise UserError(f"{self.config['method']} offers no scores of its training labels (Method.noise_scores)")
-        wrong = self.noisy.labels != self.true_labels
-        if self.noisy.outliers is not None:
-            wrong = wrong | (self.noisy.outliers >= 0)
-        return scores.double().cpu(), torch.from_numpy(wrong.any(axis=1) if wrong.ndim == 2 else wrong)
+        return scores.double().cpu(), wrong
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one an epoch: {"epoch", "time", "metrics"}; one that is no JSON is left out.
+
+        Raises:
+            UserError: the file cannot be read, or has no line.
+        """
+        file, found = self.folder / "metrics.jsonl", []
+        try:
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror}") from None
+        for line in lines:
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        if not found:
+            raise UserError(f"{file} has no epoch")
+        return found
+
+    def losses(self) -> Tensor:
+        """The cross-entropy in nats of each training label as it was given (noisy), float64 [N], in eval mode.
+
+        -log of what `Method.predict` gives the label, that floored at 1e-12; the images are not augmented.
+
+        Raises:
+            UserError: an image has several labels.
+        """
+        if self.data.multilabel:
+            raise UserError(f"{self.config['dataset']}: losses need one label an image, and it has several")
+
+        def loss(batch: Batch) -> Tensor:
+            p = self.method.predict(batch.x).double()
+            return -p.gather(1, batch.y[:, None]).flatten().clamp_min(NLL_FLOOR).log()
+
+        with self._evaluating():
+            torch.manual_seed(0)  # of a method that draws samples
+            return self._run.per_sample(loss).cpu()
+
+    def features(self, part: Literal["train", "test"], indices: Tensor) -> Tensor:
+        """What the backbone gives for some images, float32 [n, D]: features before the head.
+
+        Of a method with several networks those of its first.
+
+        Args:
+            part: the training split or the test set; indices: positions in it, int64 [n].
+
+        Raises:
+            UserError: the method has no backbone of `noisebench.nn`, or does not ask it for a prediction.
+        """
+        backbone = next((module for module in self.method.modules() if isinstance(module, Backbone)), None)
+        if backbone is None:
+            raise UserError(f"{self.config['label']}: it has no backbone of noisebench.nn, so there are no features")
+        caught: list[Tensor] = []
+        hook = backbone.register_forward_hook(lambda _, __, out: caught.append(out.float().cpu()))
+        found = []
+        try:
+            for batch in self._batches(part, indices):
+                with self._evaluating():
+                    self.method.predict(batch.x)
+                if not caught:
+                    raise UserError(f"{self.config['label']}: its predictions do not ask the backbone for features")
+                found.append(caught[0])
+                caught.clear()
+        finally:
+            hook.remove()
+        return torch.cat(found)
+
+    def images(self, part: Literal["train", "test"], indices: Tensor) -> npt.NDArray[np.uint8]:
+        """Some images as the network sees them, without augmentation: uint8 [n, H, W, C].
+
+        Args:
+            part: the training split or the test set; indices: positions in it, int64 [n].
+        """
+        mean, sd = (torch.tensor(values)[:, None, None] for values in (self.data.mean, self.data.std))
+        parts = [batch.x.float().cpu() * sd + mean for batch in self._batches(part, indices)]
+        shown: npt.NDArray[np.uint8] = (255 * torch.cat(parts)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        return shown
+
+    def _batches(self, part: Literal["train", "test"], indices: Tensor) -> Iterator[Batch]:
+        """Batches of some images in their order, as they are evaluated."""
+        options: dict[str, Any] = {"augment": False, "shuffle": False, "batch_size": EVALUATION_BATCH}
+        if part == "train":
+            return self._run.loader(indices, **options)
+        return self._setup.evaluator.test.batches(indices, order_seed=0, augment_seed=0, **options)
 
     def inlier_curve(self) -> tuple[Tensor, Tensor]:
         """Precision [n] and recall [n] of telling test inliers from outliers, recall ascending (`Evaluator`).

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import secrets
-import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from noisebench import dataset_names
+from noisebench.errors import UserError
 from noisebench.metrics import METRICS, RULES
 from noisebench.table import Table
 from noisebench.table_cells import Column, one_line
+
+if TYPE_CHECKING:
+    from noisebench.finding import Finding
 
 
 def sizes_of(table: Table) -> dict[str, list[str]]:
@@ -26,31 +29,58 @@ def sizes_of(table: Table) -> dict[str, list[str]]:
 
 
 def draw_grid(table: Table, folder: Path) -> Path | None:
-    """Draw the error of every method as heat maps like Fig. 3 of Sukhbaatar et al. 2014: brighter is better.
+    """Write `grid` into a board's folder: grid.png, .pdf, .csv and .json.
+
+    Returns:
+        grid.png; None, and nothing is written, where the board has one size of each dataset or no result.
+    """
+    try:
+        return grid(table).write(folder / "grid")[0]
+    except UserError:
+        return None
+
+
+def grid(table: Table) -> Finding:
+    """The error of every method as heat maps (Sukhbaatar et al. 2014, Fig. 3): brighter is better.
 
     Noise downwards, training images to the right; the mean over the seeds at the epoch that ranks. A cell without a
     finished run is grey.
 
+    Args:
+        table: of a board with several sizes of a dataset (``name@n``).
+
     Returns:
-        grid.png in `folder`; None, and nothing is written, where the board has one size of each dataset or no result.
+        A row a cell: method, dataset, noise, error in per cent, finished seeds, of how many.
+
+    Raises:
+        UserError: each dataset has one size, no cell is finished, or the board is not ranked by a share.
     """
-    from matplotlib import rc_context
+    from noisebench.finding import drawn
 
-    with rc_context({"text.parse_math": False}):  # a $ in a title or a label is a $
-        return _draw(table, folder)
+    return drawn(_grid)(table)
 
 
-def _draw(table: Table, folder: Path) -> Path | None:
+def _grid(table: Table) -> Finding:
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    from noisebench.finding import Finding, wrapped
+
     several, noises = sizes_of(table), list(dict.fromkeys(column.noise for column in table.columns))
+    if not several:
+        raise UserError(f"{table.title}: each dataset has one size; grid needs several, as name@n")
+    if not METRICS[table.ranking.metric].percent:
+        raise UserError(f"{table.title}: it is ranked by {table.ranking.metric}; grid needs accuracy or gAP")
+    rows = []
 
     def error(method: str, dataset: str, noise: str) -> float:
         column = Column(dataset, noise)
         cell = table.cells.get((method, column, table.ranking_of(column))) if column in table.columns else None
-        return np.nan if cell is None or cell.mean is None else 100 * (1 - cell.mean)
+        value = np.nan if cell is None or cell.mean is None else 100 * (1 - cell.mean)
+        if cell is not None:
+            rows.append((method, dataset, noise, value, len(cell.numbers), cell.expected))
+        return value
 
     panels = {
         (plain, method): np.array([[error(method, size, noise) for size in sizes] for noise in noises])
@@ -58,8 +88,8 @@ def _draw(table: Table, folder: Path) -> Path | None:
         for method in table.methods
     }
     known = [panel for panel in panels.values() if np.isfinite(panel).any()]
-    if not known or not METRICS[table.ranking.metric].percent:
-        return None
+    if not known:
+        raise UserError(f"{table.title}: no cell of this figure is finished")
     low, high = min(map(np.nanmin, known)), max(map(np.nanmax, known))
     colours = colormaps["cividis_r"].with_extremes(bad="0.85")  # even in lightness, and safe for the colour-blind
     most = max(map(len, several.values()))
@@ -79,13 +109,10 @@ def _draw(table: Table, folder: Path) -> Path | None:
                 axis.text(j, i, f"{value:.1f}", ha="center", va="center", size=8, color="white" if dark else "black")
     title = METRICS[table.ranking.metric].title
     figure.colorbar(image, ax=axes, label="test error (%)" if title == "accuracy" else f"100 - {title} (%)")
+    unfinished = sum(not np.isfinite(row[3]) for row in rows)
     told = f"{one_line(table.title)}; at {RULES[table.ranking.rule]}"
-    figure.suptitle(textwrap.fill(told, int(12 * figure.get_figwidth())), size=10)
-    path = folder / "grid.png"
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        figure.savefig(aside, dpi=150, format="png")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
+    notes = f"{unfinished} of {len(rows)} cells have no finished run" if unfinished else ""
+    figure.suptitle("\n".join(wrapped(line, figure) for line in filter(None, (told, notes))), size=10)
+    facts = {"epoch": RULES[table.ranking.rule], **({"summary": notes} if notes else {})}
+    columns = ("method", "dataset", "noise", "error_percent", "seeds_finished", "seeds")
+    return Finding(columns, rows, facts, figure)

@@ -6,10 +6,11 @@ from typing import Any
 
 from noisebench import noise, registry
 from noisebench.config import parse_yaml
+from noisebench.figures import catalogue
 
 
 def everything() -> dict[str, Any]:
-    """Methods, datasets, kinds of noise, benchmarks and backbones with a line each, and what was left out."""
+    """Methods, datasets, kinds of noise, benchmarks, backbones and figures with a line each, and what was left out."""
     benchmarks = []
     for name, path in registry.benchmarks().items():
         data = parse_yaml(path.read_text(encoding="utf-8"), path.name)
@@ -23,6 +24,7 @@ def everything() -> dict[str, Any]:
             *({"name": name, "summary": ""} for name in registry.backbone_names()),
             {"name": "timm:NAME", "summary": "any model of timm, e.g. timm:resnet50"},
         ],
+        "figures": [_figure(entry) for entry in catalogue.ENTRIES],
         "problems": [*registry.methods().problems, *registry.datasets().problems],
     }
 
@@ -30,6 +32,12 @@ def everything() -> dict[str, Any]:
 def _row(entry: registry.Entry, *constants: str) -> dict[str, Any]:
     known = {key.lower(): entry.constants[key] for key in constants if key in entry.constants}
     return {"name": entry.name, "summary": entry.summary, "origin": entry.origin, **known}
+
+
+def _figure(entry: catalogue.Entry) -> dict[str, Any]:
+    names = list(entry.aliases)
+    about = {"paper": entry.paper, "takes": entry.takes, "aliases": names, "options": dict(entry.options)}
+    return {"name": entry.name, "summary": entry.shows, **about}
 
 
 def _dataset(entry: registry.Entry) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from noisebench.cell import run_cell
 from noisebench.cli import app
 from noisebench.config import Benchmark, Cell, Recipe, build
 from noisebench.errors import UserError
+from noisebench.finding import Finding
 from noisebench.method import Method
 
 BOARD = {
@@ -42,6 +44,13 @@ BOARD = {
     ],
     "recipe": {"epochs": 4, "train_size": 400, "batch_size": 32, "checkpoint_seconds": 1000},
 }
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are a few bytes: tests/test_figures.py draws each."""
+    monkeypatch.setattr(Finding, "_laid_out", lambda made: nullcontext())
+    monkeypatch.setattr(Finding, "_save", lambda made, path, **options: path.write_bytes(b"\x89PNG"))
 
 
 @pytest.fixture(scope="module")
@@ -446,8 +455,17 @@ def test_the_inlier_curves_of_two_runs_stand_side_by_side(learners: dict[str, Pa
     run, other = load(learners["transition_outlier"]), load(learners["gce"])
     done = analysis.analyse(run, other, samples=(), temperatures=())
     found = done.found["inlier_detection_gce"]
-    assert set(done.found) == {"inlier_detection_gce"}
-    assert set(done.skipped) == {"top_covariances", "covariance_ranks", "learned_transition", "noise_scores"}
+    assert set(done.found) == {"loss_histogram", "inlier_detection_gce"}
+    none = {
+        "loss_curves",
+        "learned_transition",
+        "noise_scores",
+        "covariance_ranks",
+        "taylor",
+        "top_covariances",
+        "examples",
+    }
+    assert set(done.skipped) == none
     assert [row["run"] for row in found["rows"]] == ["transition_outlier", "gce"]
     for one, row, curve in zip((run, other), found["rows"], found["curves"], strict=True):
         last = one.result["metrics"]["last"]
@@ -456,7 +474,7 @@ def test_the_inlier_curves_of_two_runs_stand_side_by_side(learners: dict[str, Pa
         assert (curve["precision"], curve["recall"]) == (precision, recall)
         assert row["p_at_r0.9"] == next(p for p, r in zip(precision, recall, strict=True) if r >= 0.9)
     assert found["share"] == 0.5  # as many outliers as test images
-    assert (run.folder / "analysis" / "inlier_detection_gce.png").exists()
+    assert (run.folder / "analysis" / "inlier_detection_gce.pdf").exists()
 
     elsewhere = load(learners["m_dyr_h"])
     told = analysis.analyse(run, elsewhere, samples=(), temperatures=())
@@ -494,8 +512,9 @@ def test_everything_is_written_and_logged_to_its_run(
     tracking.Sender(tracking.store_uri(out), out, "small").sync()
     done = analysis.analyse(full, ce, samples=(1, 20), temperatures=(0.5, 1.0))
     assert done.tracked == "MLflow: logged as analysis/ of its run"
-    assert set(done.skipped) == {"learned_transition", "inlier_detection", "noise_scores"}
+    assert set(done.skipped) == {"loss_curves", "learned_transition", "inlier_detection", "noise_scores"}
     names = {"top_covariances", "covariance_ranks_ce", "accuracy_eval_samples", "accuracy_temperature"}
+    names |= {"loss_histogram", "taylor", "examples_ce"}
     assert set(done.found) == names
 
     from mlflow import MlflowClient
@@ -510,7 +529,7 @@ def test_everything_is_written_and_logged_to_its_run(
         for run in client.search_runs([experiment.experiment_id])
         if run.data.tags["noisebench.kind"] == "cell"
     }
-    files = {f"{name}.{end}" for name in names for end in ("png", "csv", "json")}
+    files = {f"{name}.{end}" for name in names for end in ("png", "pdf", "csv", "json")}
     assert logged == {"full": files, "ce": set(), "diag": set()}
     assert {file.name for file in (full.folder / "analysis").iterdir()} == files  # and nothing is left aside
 
@@ -530,7 +549,7 @@ def test_a_store_that_does_not_answer_costs_no_file(full: FinishedRun, monkeypat
     done = analysis.analyse(full, samples=(), temperatures=(0.5, 1.0))
     assert done.tracked.startswith("MLflow could not be written: ")
     assert all(file.exists() for file in done.files)
-    assert len(done.files) == 6
+    assert len(done.files) == 4 * len(done.found)
 
 
 # ----------------------------------------------------------------------------------------------- the command
@@ -545,7 +564,7 @@ def test_the_command_shows_what_applies_and_says_why_the_rest_does_not(folders: 
     assert ran.exit_code == 0, ran.output
     assert "accuracy eval samples" in ran.output
     assert "left out, top covariances: diag: the noise is independent from class to class" in ran.output
-    assert "/analysis/*.png" in ran.output
+    assert "/analysis/*.png, .pdf" in ran.output
     assert "warning" not in ran.output
 
     ran = noisebench(folders["ce"], "--samples", "1,5", "--device", "cpu")
@@ -553,9 +572,10 @@ def test_the_command_shows_what_applies_and_says_why_the_rest_does_not(folders: 
     assert "error: accuracy_eval_samples was asked for: ce has no setting eval_samples" in ran.output
 
     ran = noisebench(folders["ce"], "--device", "cpu")
-    assert ran.exit_code == 1
+    assert ran.exit_code == 0, ran.output
+    assert "50 rows: loss_histogram.csv" in ran.output
     assert "left out, learned transition: ce offers no T (Method.transition)" in ran.output
-    assert "error: no analysis applies to ce" in ran.output
+    assert "left out, taylor: ce offers no covariance" in ran.output
 
 
 def test_the_command_prints_json_for_programs(folders: dict[str, Path]) -> None:
@@ -564,7 +584,8 @@ def test_the_command_prints_json_for_programs(folders: dict[str, Path]) -> None:
     assert ran.exit_code == 0, ran.output
     found = json.loads(ran.stdout)
     assert [row["eval_samples"] for row in found["found"]["accuracy_eval_samples"]["rows"]] == [1, 5]
-    assert len(found["files"]) == 12
+    assert {Path(file).suffix for file in found["files"]} == {".png", ".pdf", ".csv", ".json"}
+    assert len(found["files"]) == 4 * len(found["found"])
 
 
 @pytest.mark.parametrize(
