@@ -1,4 +1,4 @@
-"""A Slurm cluster of its own for a test, on loopback: as a fixture in test files that import `slurm` from here."""
+"""A Slurm cluster of its own for a test, on loopback: as fixtures in test files that import them from here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm_single_node.sh"
+T = TypeVar("T")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
 
@@ -66,12 +69,13 @@ def alive(pid: int) -> bool:
         return False
 
 
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for something that must come."""
+def until(true: Callable[[], T], seconds: float = 300) -> T:
+    """Wait for something that must come, and what it was."""
     end = time.monotonic() + seconds
-    while not true():
+    while not (found := true()):
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.05)
+    return found
 
 
 def free_ports() -> int:
@@ -90,6 +94,20 @@ def free_ports() -> int:
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
     """A cluster for one test; skips with the reason where Slurm cannot run."""
+    with running_slurm(monkeypatch) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def slurm_to_ask() -> Iterator[SlurmCluster]:
+    """A cluster for tests that leave it as it is; skips with the reason where Slurm cannot run."""
+    with pytest.MonkeyPatch.context() as patch, running_slurm(patch) as cluster:
+        yield cluster
+
+
+@contextmanager
+def running_slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """A cluster that runs meanwhile."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed (apt-get install slurm-wlm munge): no Slurm here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,16 @@ import torch
 hypothesis.settings.register_profile("same", derandomize=True, database=None)  # the same examples in every run
 hypothesis.settings.load_profile("same")
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: to look for garbage among it takes a second, and libraries ask for that often."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """What is frozen, C++ bindings would call leaked at the end."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -310,7 +310,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(PLAIN)
 @example("\x85")
 @example(["1e-3", "1e5", ".5E+2", "null", "yes", "0x1", 1e-5, "a: b", "é\u2028"])
@@ -335,7 +335,7 @@ NOISE = st.dictionaries(
 )
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.dictionaries(KEYS, JUNK, max_size=4),
     st.dictionaries(RECIPE_KEYS, JUNK, max_size=3),
@@ -358,7 +358,7 @@ def test_no_broken_configuration_ends_in_a_traceback(top: Any, recipe: Any, nois
             assert "\n" not in str(error)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.text(alphabet=string.printable, max_size=60) | st.binary(max_size=40).map(lambda b: b.decode("latin-1")))
 def test_no_text_ends_in_a_traceback(text: str) -> None:
     try:

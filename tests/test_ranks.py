@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from clusters import alive, until
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -342,7 +343,7 @@ def test_the_reason_of_the_rank_that_failed_is_the_cells(two: list[dict[str, Any
 def cell_of(method: str = "elr", **recipe: Any) -> Cell:
     board = {
         "name": "two",
-        "datasets": ["digits@300"],
+        "datasets": ["shapes@300"],  # no scikit-learn, which takes each process seconds to import
         "noise": [{"kind": "symmetric", "rate": 0.4}],
         "seeds": [0],
         "methods": [method],
@@ -353,7 +354,7 @@ def cell_of(method: str = "elr", **recipe: Any) -> Cell:
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to find the ranks in")
-COMMAND = ["-m", "noisebench", "run", "--method", "elr", "--dataset", "digits@300", "--device", "cpu"]
+COMMAND = ["-m", "noisebench", "run", "--method", "elr", "--dataset", "shapes@300", "--device", "cpu"]
 COMMAND += [
     f"--set=recipe.{k}={v}" for k, v in {"epochs": 8, "batch_size": 32, "ranks": 2, "checkpoint_seconds": 0}.items()
 ]
@@ -362,13 +363,6 @@ COMMAND += [
 def lines(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line["metrics"].items() if k != "seconds"} for line in found]
-
-
-def wait_for(condition: Any, seconds: float = 200) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def children_of(pid: int) -> list[int]:
@@ -380,14 +374,6 @@ def children_of(pid: int) -> list[int]:
         except OSError:
             continue
     return found
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process runs; one that has ended may not have been buried."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def ranks_of(pid: int) -> list[int]:
@@ -403,7 +389,7 @@ def test_under_torchrun_and_with_a_rank_killed_a_cell_ends_in_the_same_bits(tmp_
     folder = tmp_path / "killed" / cell_of().folder()
 
     def kill_one() -> None:
-        wait_for(lambda: (folder / "metrics.jsonl").exists() and len(lines(folder)) >= 2)
+        until(lambda: (folder / "metrics.jsonl").exists() and len(lines(folder)) >= 2)
         os.kill(ranks_of(os.getpid())[1], signal.SIGKILL)
 
     with subprocess.Popen(command, **pipes) as under:
@@ -411,7 +397,7 @@ def test_under_torchrun_and_with_a_rank_killed_a_cell_ends_in_the_same_bits(tmp_
         killer.start()
         result = run_cell(cell_of(), tmp_path / "killed", accelerator="cpu")
         killer.join()
-        out, err = under.communicate(timeout=200)
+        out, err = under.communicate(timeout=600)
     assert result["status"] == "finished"
     log = (folder / "log.txt").read_text()
     assert "the process of rank 1 was killed by SIGKILL" in log
@@ -427,11 +413,11 @@ def test_under_torchrun_and_with_a_rank_killed_a_cell_ends_in_the_same_bits(tmp_
 def test_ranks_end_with_the_process_that_started_them() -> None:
     code = "import time; from noisebench.launching import launch; launch(time.sleep, 2, 600)"
     with subprocess.Popen([sys.executable, "-c", code]) as started:
-        wait_for(lambda: len(ranks_of(started.pid)) == 2)
+        until(lambda: len(ranks_of(started.pid)) == 2)
         ranks = ranks_of(started.pid)
         time.sleep(0.1)
         started.kill()
-    wait_for(lambda: not any(is_there(rank) for rank in ranks))
+    until(lambda: not any(alive(rank) for rank in ranks))
 
 
 # ------------------------------------------------------------------------------------------------------ who is who

@@ -13,12 +13,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import alive, until
 
 from noisebench import ray_executor
 from noisebench.cell import run_cell
@@ -31,8 +32,21 @@ from noisebench.files import read_json
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: noisebench[ray]")
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ray_local.sh"
-CELLS = ["recipe.epochs=2", "methods=[ce, gce]", "seeds=[0, 1]", "noise=[{kind: symmetric, rate: 0.4}]"]
-LONG = ["recipe.epochs=30", "recipe.checkpoint_seconds=0.01", "methods=[ce]", "seeds=[0]", CELLS[-1]]
+CELLS = [
+    "datasets=[shapes]",
+    "recipe.epochs=2",
+    "methods=[ce, gce]",
+    "seeds=[0, 1]",
+    "noise=[{kind: symmetric, rate: 0.4}]",
+]
+LONG = [
+    "datasets=[shapes]",
+    "recipe.epochs=30",
+    "recipe.checkpoint_seconds=0.01",
+    "methods=[ce]",
+    "seeds=[0]",
+    CELLS[-1],
+]
 DRIVER = """
 import json, sys
 from pathlib import Path
@@ -65,22 +79,6 @@ def cells_of(settings: list[str]) -> list[Cell]:
     return load_benchmark("digits", settings).cells()
 
 
-def until(true: Callable[[], Any], seconds: float = 90) -> Any:
-    """Wait for something that must come."""
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
-    return found
-
-
-def alive(pid: int) -> bool:
-    """Whether there is such a process, and no zombie."""
-    with suppress(OSError):
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    return False
-
-
 def worker_of(folder: Path) -> int:
     """The process that last began or took up the run in this folder, once it has written a checkpoint."""
     with suppress(OSError):
@@ -97,8 +95,9 @@ def listeners(session: int) -> list[str]:
     sockets = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if os.getsid(int(process.name)) == session:
-                sockets |= {str(file.readlink()) for file in (process / "fd").iterdir()}
+            for file in (process / "fd").iterdir() if os.getsid(int(process.name)) == session else ():
+                with suppress(OSError):  # closed since it was listed: the others count all the same
+                    sockets.add(str(file.readlink()))
     lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
     return [line[1] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets]
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,44 +32,63 @@ def run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def written(tmp_path: Path) -> Path:
-    return write_plugin("my_method", tmp_path / "work")
-
-
-def test_it_writes_a_package_and_leaves_nothing_else(written: Path) -> None:
+def test_it_writes_a_package_and_leaves_nothing_else(tmp_path: Path) -> None:
+    written = write_plugin("my_method", tmp_path / "work")
     files = {file.relative_to(written).as_posix() for file in written.rglob("*") if file.is_file()}
     assert files == {"pyproject.toml", "my_method.py", "tests/test_my_method.py", "README.md"}
     assert [folder.name for folder in written.parent.iterdir()] == ["my_method"]
 
 
-def test_its_own_test_passes(written: Path) -> None:
-    path = os.pathsep.join([str(written), str(ROOT)])
-    assert "1 passed" in run("pytest", "-p", "no:cacheprovider", str(written / "tests"), PYTHONPATH=path)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A method and a dataset, as they are written."""
+    work = tmp_path_factory.mktemp("work")
+    return {"method": write_plugin("my_method", work), "dataset": write_plugin("my_images", work, "dataset")}
 
 
-def test_installed_it_is_listed_and_conforms(written: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    target = tmp_path / "site"
+@pytest.fixture(scope="module")
+def installed(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Both, installed for this process."""
+    site = tmp_path_factory.mktemp("site")
     quiet = ("--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
-    run("pip", "install", *quiet, "--target", str(target), str(written))
-    monkeypatch.syspath_prepend(str(target))
-    registry._registry.cache_clear()
-    try:
-        row = next(row for row in everything()["methods"] if row["name"] == "my_method")
-        assert row["origin"] == "noisebench-my-method"
-        assert row["summary"].startswith("Cross-entropy with smoothed labels")
-        check_method(registry.methods()["my_method"].load())
-    finally:
+    run("pip", "install", *quiet, "--target", str(site), *map(str, made.values()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
         registry._registry.cache_clear()
-        sys.modules.pop("my_method", None)
+        yield
+    registry._registry.cache_clear()
+    whole_dataset.cache_clear()
+    for name in ("my_method", "my_images"):
+        sys.modules.pop(name, None)
 
 
-def test_it_passes_mypy_strict(written: Path, tmp_path: Path) -> None:
+def test_their_own_tests_pass(made: dict[str, Path]) -> None:
+    path = os.pathsep.join(map(str, [*made.values(), ROOT]))
+    tests = [str(folder / "tests") for folder in made.values()]
+    assert "2 passed" in run("pytest", "-p", "no:cacheprovider", *tests, PYTHONPATH=path)
+
+
+def test_they_pass_mypy_strict(made: dict[str, Path], tmp_path: Path) -> None:
     # Followed into noisebench alone: torch's sources would take a minute, and the contract's types are noisebench's.
     config = tmp_path / "mypy.ini"
     config.write_text("[mypy]\nstrict = true\nfollow_imports = skip\n[mypy-noisebench.*]\nfollow_imports = silent\n")
     options = ("--config-file", str(config), "--cache-dir", str(tmp_path / "cache"))
-    assert "Success" in run("mypy", *options, str(written / "my_method.py"), MYPYPATH=str(ROOT))
+    written = [str(next(folder.glob("*.py"))) for folder in made.values()]
+    assert "no issues found in 2 source files" in run("mypy", *options, *written, MYPYPATH=str(ROOT))
+
+
+def test_installed_a_method_is_listed_and_conforms(installed: None) -> None:
+    row = next(row for row in everything()["methods"] if row["name"] == "my_method")
+    assert row["origin"] == "noisebench-my-method"
+    assert row["summary"].startswith("Cross-entropy with smoothed labels")
+    check_method(registry.methods()["my_method"].load())
+
+
+def test_installed_a_dataset_is_listed_and_conforms(installed: None) -> None:
+    row = next(row for row in everything()["datasets"] if row["name"] == "my_images")
+    assert (row["origin"], row["size"]) == ("noisebench-my-images", {"train": 200, "test": 100})
+    check_dataset(registry.datasets()["my_images"].load())
+    assert verify("my_images", None).ok
 
 
 @pytest.mark.parametrize("name", ["a", "f", "batch", "run", "tensor", "field", "hparams", "x2", "a__b"])
@@ -86,30 +106,6 @@ def test_names_that_the_template_itself_uses_still_give_a_working_module(
     lines = [line for line in file.read_text().splitlines() if " import " in line]
     assert made.__name__ not in {word.strip() for line in lines for word in line.split("import ")[1].split(",")}
     assert issubclass(made, Classifier)
-
-
-def test_a_dataset_installs_is_listed_and_conforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = write_plugin("my_images", tmp_path / "work", "dataset")
-    target = tmp_path / "site"
-    quiet = ("--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
-    run("pip", "install", *quiet, "--target", str(target), str(made))
-    path = os.pathsep.join([str(made), str(ROOT)])
-    assert "1 passed" in run("pytest", "-p", "no:cacheprovider", str(made / "tests"), PYTHONPATH=path)
-    config = tmp_path / "mypy.ini"
-    config.write_text("[mypy]\nstrict = true\nfollow_imports = skip\n[mypy-noisebench.*]\nfollow_imports = silent\n")
-    options = ("--config-file", str(config), "--cache-dir", str(tmp_path / "cache"))
-    assert "Success" in run("mypy", *options, str(made / "my_images.py"), MYPYPATH=str(ROOT))
-    monkeypatch.syspath_prepend(str(target))
-    registry._registry.cache_clear()
-    try:
-        row = next(row for row in everything()["datasets"] if row["name"] == "my_images")
-        assert (row["origin"], row["size"]) == ("noisebench-my-images", {"train": 200, "test": 100})
-        check_dataset(registry.datasets()["my_images"].load())
-        assert verify("my_images", None).ok
-    finally:
-        registry._registry.cache_clear()
-        whole_dataset.cache_clear()
-        sys.modules.pop("my_images", None)
 
 
 @pytest.mark.parametrize("name", ["", "My", "my-method", "2x", "_my", "my_", "class", "a b", "a.b", "../x", "é", "a\n"])

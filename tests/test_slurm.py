@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from clusters import SCRIPT, SlurmCluster, alive, said, slurm, until
+from clusters import SCRIPT, SlurmCluster, alive, said, slurm, slurm_to_ask, until
 from filelock import FileLock
 
 from noisebench import _slurm_asking as asking
@@ -30,7 +30,7 @@ from noisebench.execution import Execution
 from noisebench.executors import Place, run_cells
 from noisebench.files import read_json
 
-__all__ = ["slurm"]  # the fixture
+__all__ = ["slurm", "slurm_to_ask"]  # the fixtures
 
 pytestmark = pytest.mark.usefixtures("one_picture")
 
@@ -39,7 +39,7 @@ def cell_of(method: str = "ce", **recipe: Any) -> Cell:
     short = {"epochs": 60, "batch_size": 64, "lr": 0.05, "train_size": 200, "checkpoint_seconds": 0}
     noise = {"kind": "symmetric", "rate": 0.4}
     made: Cell = build(
-        Cell, {"method": method, "dataset": "digits", "noise": noise, "seed": 0, "recipe": short | recipe}, "test"
+        Cell, {"method": method, "dataset": "shapes", "noise": noise, "seed": 0, "recipe": short | recipe}, "test"
     )
     return made
 
@@ -189,6 +189,9 @@ def test_a_held_cell_is_said_to_be_held_and_closing_cancels_what_waits_and_what_
     def stop() -> None:
         raise Enough
 
+    conf = slurm.folder / "slurm.conf"
+    conf.write_text(conf.read_text().replace("KillWait=5\n", "KillWait=600\n"))
+    said("scontrol", "reconfigure")
     held, running, *waiting = [*reversed(CELLS), cell_of("ce", epochs=61), cell_of("ce", epochs=62)]
     (out / held.folder()).mkdir(parents=True)
     place, idle = place_of(out, parallel=1, cells_per_job=2), AtEpoch(running, out, stop)
@@ -199,7 +202,7 @@ def test_a_held_cell_is_said_to_be_held_and_closing_cancels_what_waits_and_what_
         pytest.raises(Enough),
     ):
         found.extend((cell, result["status"]) for cell, result in results)
-    until(lambda: slurm.queue() == [], seconds=4)  # Slurm would kill after 5 s
+    until(lambda: slurm.queue() == [])  # they end by themselves: Slurm would kill after ten minutes
     assert said("squeue", "--noheader", "--states=all", "--array", "-o", "%T").split() == ["CANCELLED"] * 2
     assert found == [(held, "held")]
     assert (out / running.folder() / "checkpoint.pt").exists()
@@ -257,14 +260,14 @@ def test_a_folder_of_the_same_name_with_another_token_ends_the_board(slurm: Slur
     ],
 )
 def test_what_slurm_cannot_give_is_refused(
-    slurm: SlurmCluster, tmp_path: Path, asked: dict[str, Any], message: str
+    slurm_to_ask: SlurmCluster, tmp_path: Path, asked: dict[str, Any], message: str
 ) -> None:
     pytest.importorskip("submitit")
     said("scontrol", "update", "partition=low", "MaxTime=60")
     with pytest.raises(UserError, match=message):
         run_cells(CELLS, place_of(tmp_path / "out", **asked))
     assert not (tmp_path / "out").exists()
-    assert slurm.queue() == []
+    assert slurm_to_ask.queue() == []
 
 
 def test_a_controller_that_does_not_answer_is_named(slurm: SlurmCluster, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -121,9 +122,10 @@ class TestKernels:
     def test_available(self):
         assert kernels.available(DEVICE)
 
-    @pytest.mark.parametrize("per_example", [False, True])
-    @pytest.mark.parametrize("antithetic", [False, True])
-    @pytest.mark.parametrize("seed", [0, 3 * 2**40 + 5, -7])
+    @pytest.mark.parametrize(
+        ("seed", "antithetic", "per_example"),
+        [(0, False, False), (-7, True, True), *((3 * 2**40 + 5, *flags) for flags in product((False, True), repeat=2))],
+    )
     def test_draws_are_philox_and_box_muller_of_their_place(self, seed, antithetic, per_example):
         ours = kernels.draws(seed_of(seed), 22, 30, 3, 3, per_example=per_example, antithetic=antithetic, device=DEVICE)
         right = draws(seed, 22, 33, 3 if per_example else 1, antithetic)
@@ -131,14 +133,14 @@ class TestKernels:
         np.testing.assert_allclose(ours.cpu().numpy(), right, rtol=0, atol=3e-6)
 
     def test_normals_are_normal(self):
-        x = kernels.draws(seed_of(11), 1600, 58, 6, 1, device=DEVICE).double().flatten()
+        x = kernels.draws(seed_of(11), 400, 58, 6, 1, device=DEVICE).double().flatten()
         count = len(x)
-        assert count >= 1e5
+        assert count == 25_600
         assert abs(x.mean()) < 4 * count**-0.5
         assert abs(x.var() - 1) < 4 * (2 / count) ** 0.5
         assert abs((x**3).mean()) < 4 * (15 / count) ** 0.5
         assert abs((x**4).mean() - 3) < 4 * (96 / count) ** 0.5
-        assert 4 < x.abs().max() < 6.8
+        assert 3.6 < x.abs().max() < 6.8  # the least and the most that so many and Box-Muller's 32 bits give
 
     def test_no_draw_is_made_twice(self):
         x = kernels.draws(seed_of(12), 64, 90, 6, 3, per_example=True, device=DEVICE).cpu().numpy()
@@ -149,13 +151,11 @@ class TestKernels:
     @pytest.mark.parametrize(
         ("batch", "classes", "samples", "rank", "per_example", "antithetic"),
         [
-            (1, 37, 13, 3, False, False),
+            (1, 37, 17, 3, False, False),  # a second block of classes, of samples, and of low-rank draws; ragged ends
             (2, 5, 1, 1, False, False),
-            (1, 70, 7, 17, False, False),
+            (1, 70, 2, 17, False, False),  # a rank beyond 16
             (18, 5, 2, 1, False, True),  # more blocks of examples than programs for pe
-            (1, 37, 10, 3, False, True),
-            (2, 37, 2, 3, True, False),
-            (2, 5, 33, 2, True, False),
+            (2, 37, 9, 3, True, False),
             (2, 5, 10, 1, True, True),
         ],
     )
@@ -182,12 +182,12 @@ class TestKernels:
         loc = loc - torch.linspace(0, 200, 7, device=DEVICE) + 1000
         grad = torch.zeros_like(loc)
         grad[:, -1] = 1
-        noise = draws(5, 33, 7 if kind == "diag" else 10, 1, False)
+        noise = draws(5, 9, 7 if kind == "diag" else 10, 1, False)
         right, right_gradients = dense(loc, scale, factors, gain, noise, grad)
         assert right.min() < -150  # p < 1e-65: it is 0 in float32
 
-        log_probs, lse = kernels.forward(loc, scale, factors, gain, seed_of(5), 33)
-        gradients = kernels.backward(grad, log_probs, lse, loc, scale, factors, gain, seed_of(5), 33)
+        log_probs, lse = kernels.forward(loc, scale, factors, gain, seed_of(5), 9)
+        gradients = kernels.backward(grad, log_probs, lse, loc, scale, factors, gain, seed_of(5), 9)
         assert error(log_probs, right) <= 1e-5
         for ours, theirs in zip(gradients, right_gradients, strict=True):
             assert ours is None or error(ours, theirs) <= 1e-5
@@ -202,8 +202,9 @@ class TestKernels:
             gradients = kernels.backward(grad, log_probs, lse, *inputs, seed_of(seed), 5)
             return [x for x in (log_probs, lse, *gradients) if x is not None]
 
-        assert all(torch.equal(a, b) for a, b in zip(call(1), call(1), strict=True))
-        assert not any(torch.equal(a, b) for a, b in zip(call(1), call(2), strict=True))
+        first = call(1)
+        assert all(torch.equal(a, b) for a, b in zip(first, call(1), strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(first, call(2), strict=True))
 
 
 # ---------------------------------------------------------------- what needs neither
