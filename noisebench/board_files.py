@@ -11,7 +11,7 @@ from pydantic import Field
 from noisebench import dataset_names, registry
 from noisebench._models import Model, Seed
 from noisebench.errors import UserError, unknown
-from noisebench.reading import build, parse_yaml
+from noisebench.reading import override, parse_yaml
 from noisebench.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -104,26 +104,28 @@ def _scales(scales: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def at_scale(data: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+def at_scale(data: dict[str, Any], written: Benchmark, name: str, where: str) -> dict[str, Any]:
     """The plain data of a board, scaled down; its name tells, so that its tables are other files.
 
+    Args:
+        data: the board's; written: the board as the data makes it, but for its published figures; where: its file.
+
     Raises:
-        UserError: the board has no such scale, or what it says of it is wrong.
+        UserError: the board has no such scale, or it does not fit the board.
     """
     data = copy.deepcopy(data)
-    scales = data.pop("scale", None) or {}
-    if not scales or not isinstance(scales, dict):
-        raise UserError(f"--scale {name}: {data['name']} has no scale; run it as it is, or change it by --set")
-    if name not in scales:
-        raise unknown(f"--scale: {data['name']} has others: scale", name, map(str, scales))
-    scale: Scale = build(Scale, scales[name], f"{where}: scale.{name}")
-    old = list(data.get("datasets", ()))
+    data.pop("scale", None)
+    if not written.scale:
+        raise UserError(f"--scale {name}: {written.name} has no scale; run it as it is, or change it by --set")
+    if name not in written.scale:
+        raise unknown(f"--scale: {written.name} has others: scale", name, written.scale)
+    scale, old = written.scale[name], list(written.datasets)
     new = list(scale.datasets) if scale.datasets is not None else old
     if len(new) != len(old):
         raise UserError(f"{where}: scale.{name}.datasets: {len(new)} for {len(old)} of the board; give one for each")
     if scale.size is not None and scale.datasets is None:
         new = [f"{dataset_names.sized(dataset)[0]}@{scale.size}" for dataset in old]
-    changes: dict[str, Any] = {"name": f"{data['name']}-{name}", "datasets": new, "recipe": scale.recipe}
+    changes: dict[str, Any] = {"name": f"{written.name}-{name}", "datasets": new, "recipe": scale.recipe}
     changes |= {key: list(value) for key in ("seeds", "methods") if (value := getattr(scale, key)) is not None}
     published = data.get("published")
     if isinstance(published, dict):
@@ -133,6 +135,23 @@ def at_scale(data: dict[str, Any], name: str, where: str) -> dict[str, Any]:
         for table in published.get("tables", ()):
             table["dataset"] = names.get(table.get("dataset"), table.get("dataset"))
     return joined(data, changes)
+
+
+def over_rows(data: dict[str, Any], settings: list[str]) -> list[str]:
+    """Let the ``recipe.*`` of `settings` hold for rows that say otherwise, too; those settings for which there are such.
+
+    `data`, in which the settings are already, is changed.
+    """
+    rows, found = data.get("methods"), []
+    for setting in settings:
+        house, _, rest = setting.strip().partition(".")
+        key = rest.partition("=")[0].partition(".")[0].strip()
+        for row in rows if house == "recipe" and isinstance(rows, list) else ():
+            own = row.get("recipe") if isinstance(row, dict) else None
+            if isinstance(own, dict) and key in own:
+                row["recipe"] = override(own, [rest])
+                found.append(setting)
+    return list(dict.fromkeys(found))
 
 
 def small_print(benchmark: Benchmark, scale: str) -> str:

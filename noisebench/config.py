@@ -353,15 +353,25 @@ def load_benchmark(name: str, settings: list[str] | None = None, scale: str | No
     data, inherited = board_files.read(path)
     where = path.name
     if scale is not None:
-        data = board_files.at_scale(data, scale, where)
+        figures = data.get("published")
+        written: Benchmark = build(Benchmark, data | {"published": None}, where)
+        if figures is not None:
+            build(Published, figures, f"{where}: published")
+        data = board_files.at_scale(data, written, scale, where)
+        where = f"{where} at scale {scale}"
     given = override(data, settings or [])
     if given.get("published") != override(data, []).get("published"):
         raise UserError("--set published: these are a paper's figures; write a board of your own for others")
     # Figures may name what a changed board leaves out, or one that extends theirs.
     loose = given.pop("published", None) if settings or inherited else None
-    benchmark: Benchmark = build(Benchmark, given, where)
+    over_rows = board_files.over_rows(given, settings or [])
+    try:
+        benchmark: Benchmark = build(Benchmark, given, where)
+    except UserError as error:
+        told = f" ({', '.join(over_rows)} holds for rows with a recipe of their own, too)" if over_rows else ""
+        raise UserError(f"{error}{told}") from None
     if settings:
-        written: Benchmark = build(Benchmark, data | ({"published": None} if inherited else {}), where)
+        written = build(Benchmark, data | ({"published": None} if inherited else {}), where)
         same = {key: getattr(benchmark, key) for key in ("published", "execution", "tracking")}
         if benchmark != written.model_copy(update=same):  # a quick trial must not pass for the board
             told = [s for s in settings if not s.startswith(("execution.", "tracking."))]

@@ -1,6 +1,6 @@
 """The statistics of a leaderboard: mean and sd over seeds, tests against the best of a column, mean ranks.
 
-Plain numbers in, plain numbers out. SciPy and statsmodels are imported only when a test or a rank is computed, so
+Plain numbers in, plain numbers out. SciPy is imported only when a test or a rank is computed, so
 that the command line can import this module for free.
 """
 
