@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,7 +79,8 @@ def epochs(name: str, title: str, ylabel: str, lines: Mapping[int, Line], method
 
 
 def _ends(lines: Mapping[int, Line], methods: Sequence[str]) -> str:
-    ends = [f"{one_line(methods[i])} {100 * line.mean[-1]:.1f}" for i, line in lines.items()]
+    last = {i: "–" if math.isnan(line.mean[-1]) else f"{100 * line.mean[-1]:.1f}" for i, line in lines.items()}
+    ends = [f"{one_line(methods[i])} {text}" for i, text in last.items()]
     return f"At the last epoch, in %: {', '.join(ends)}."
 
 

@@ -43,14 +43,14 @@ class Noise:
     picture: str
     seed: int
 
-    def rate(self, key: str) -> tuple[float | None, str]:
-        """A rate over the seeds: its mean, and its text in %, with the range where the seeds differ."""
+    def rate(self, key: str) -> str:
+        """A rate in %: its mean over the seeds, with the range where they differ."""
         told = [facts[key] for facts in self.facts.values() if isinstance(facts.get(key), (int, float))]
         if not told:
-            return None, "unknown"
+            return "unknown"
         low, high, mean = min(told), max(told), math.fsum(told) / len(told)
         spread = "" if high - low < 5e-5 else f" ({100 * low:.2f}–{100 * high:.2f})"
-        return mean, f"{100 * mean:.2f}{spread}"
+        return f"{100 * mean:.2f}{spread}"
 
 
 def noise_of(runs: Sequence[Run], out: Path, picture: bool) -> Noise | None:

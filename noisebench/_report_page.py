@@ -12,8 +12,9 @@ from urllib.parse import quote
 from noisebench import _report_sections as sections
 from noisebench import drawing
 from noisebench._report_noise import by_column
-from noisebench._report_runs import Run, grouped
+from noisebench._report_runs import Run, distinct, grouped
 from noisebench._report_tracking import BoardRun
+from noisebench.board_files import with_changes
 from noisebench.config import Benchmark
 from noisebench.metrics import METRICS
 from noisebench.table import Table
@@ -79,6 +80,7 @@ def facts(benchmark: Benchmark, table: Table, runs: Sequence[Run]) -> list[tuple
     told += [f"{states.count('missing')} not run"] if "missing" in states else []
     metric = " / ".join(dict.fromkeys(METRICS[table.ranking_of(c).metric].title for c in table.columns))
     rule = {"selected": "epoch selected on noisy labels", "last": "last epoch", "best": "best test epoch (oracle)"}
+    recipes = [with_changes(benchmark.recipe, row.recipe) for row in benchmark.methods]  # a row may have its own
     seeds = f"{len(benchmark.seeds)} ({', '.join(map(str, benchmark.seeds[:10]))}{'…' * (len(benchmark.seeds) > 10)})"
     return [
         ("Methods", str(len(table.methods))),
@@ -86,8 +88,8 @@ def facts(benchmark: Benchmark, table: Table, runs: Sequence[Run]) -> list[tuple
         ("Seeds", seeds + (": no sd, no test" if len(benchmark.seeds) == 1 else "")),
         ("Cells", ", ".join(told)),
         ("Ranked by", f"{metric}, {rule[table.ranking.rule]}"),
-        ("Epochs", str(benchmark.recipe.epochs)),
-        ("Network", benchmark.recipe.backbone),
+        ("Epochs", ", ".join(distinct(recipe.epochs for recipe in recipes))),
+        ("Network", ", ".join(distinct(recipe.backbone for recipe in recipes))),
         ("Rules", ", ".join(map(str, table.rules)) or "unknown"),
     ]
 

@@ -44,7 +44,7 @@ class Separation:
         said = "is not defined (all tie)" if math.isnan(self.friedman_p) else f"gives p = {self.friedman_p:.2g}"
         lines = [
             f"Friedman's test over {n} columns as blocks and {k} methods {said}; Nemenyi's test: mean ranks that "
-            f"differ by less than {self.critical:.2f} are not told apart (p < {ALPHA}), and a bar joins them "
+            f"differ by less than {self.critical:.2f} are not told apart at {ALPHA}, and a bar joins them "
             "(Demšar 2006)."
         ]
         if self.critical >= k - 1:

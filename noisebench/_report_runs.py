@@ -25,7 +25,7 @@ class Run:
         folder: below the output folder; "" where nothing is there yet.
         result: of result.json or failure.json, or a "missing" one; its ``status`` says which.
         config: of config.json.
-        epochs: the metrics of each epoch of a finished run, in their order.
+        epochs: the metrics of each epoch of a finished run from the first, none of one that its file does not tell.
     """
 
     method: str
@@ -53,7 +53,7 @@ def read_runs(benchmark: Benchmark, out: Path) -> list[Run]:
         path = out / cell.folder()
         there = path.is_dir()
         config = (read_json(path / "config.json") or {}) if there else {}
-        epochs = _epochs(path / "metrics.jsonl") if result["status"] == "finished" else []
+        epochs = _epochs(path / "metrics.jsonl", cell.recipe.epochs) if result["status"] == "finished" else []
         folder = cell.folder() if there else ""
         runs.append(Run(cell.method.label, column, cell.seed, folder, result, config, epochs))
     return runs
@@ -67,14 +67,15 @@ def _lacking(file: Path) -> dict[Column, str]:
     return {}
 
 
-def _epochs(file: Path) -> list[dict[str, Any]]:
-    """The metrics of each epoch; what is no whole line is left out."""
-    found: list[dict[str, Any]] = []
+def _epochs(file: Path, count: int) -> list[dict[str, Any]]:
+    """The metrics of each epoch, none where there is no whole line of it."""
+    found: dict[int, dict[str, Any]] = {}
     with suppress(OSError), file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             with suppress(ValueError, KeyError, TypeError):
-                found.append(dict(json.loads(line)["metrics"]))
-    return found
+                told = json.loads(line)
+                found[int(told["epoch"])] = dict(told["metrics"])
+    return [found.get(epoch, {}) for epoch in range(1, count + 1)] if found else []
 
 
 # ------------------------------------------------------------------------------------------------ lines of epochs
@@ -136,7 +137,6 @@ class Reliability:
         bins: which of the equal-width bins, the least sure first; of: how many there are.
         confidence, accuracy: the means within each bin, in [0, 1].
         count: predictions in each bin.
-        seeds: how many runs it is made of.
     """
 
     bins: list[int]
@@ -144,18 +144,16 @@ class Reliability:
     confidence: list[float]
     accuracy: list[float]
     count: list[int]
-    seeds: int
 
 
 def reliability_of(runs: Sequence[Run]) -> Reliability | None:
     """Of some runs of one method and column; None where none of them has written it."""
     sums: dict[int, list[float]] = {}
-    seeds = of = 0
+    of = 0
     for run in runs:
         bins = run.result.get("calibration")
         if not isinstance(bins, dict):
             continue
-        seeds += 1
         with suppress(KeyError, TypeError, ValueError):
             of = max(of, len(bins["count"]))
             for i, (n, confidence, accuracy) in enumerate(
@@ -171,7 +169,7 @@ def reliability_of(runs: Sequence[Run]) -> Reliability | None:
         return None
     order = [sums[i] for i in sorted(sums)]
     confidence, accuracy = [s[1] / s[0] for s in order], [s[2] / s[0] for s in order]
-    return Reliability(sorted(sums), of, confidence, accuracy, [int(s[0]) for s in order], seeds)
+    return Reliability(sorted(sums), of, confidence, accuracy, [int(s[0]) for s in order])
 
 
 # -------------------------------------------------------------------------------------------------------- facts

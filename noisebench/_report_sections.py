@@ -17,6 +17,7 @@ from noisebench._report_svg import swatch
 from noisebench.config import Benchmark
 from noisebench.drawing import Parts, name_of
 from noisebench.metrics import METRICS
+from noisebench.reading import to_yaml
 from noisebench.table import Table
 from noisebench.table_cells import Column, one_line
 
@@ -48,8 +49,8 @@ def legend(table: Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _figure(svg: str, caption: str = "") -> dict[str, Any]:
-    return {"svg": Markup(svg), "caption": caption}  # `inline` escapes every name in it
+def _figure(svg: str) -> dict[str, Any]:
+    return {"svg": Markup(svg)}  # `inline` escapes every name in it
 
 
 def ranks(table: Table) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def cost(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
         for row in rows:
             row[f"{key}_bar"] = 0 if row[key] is None else round(100 * row[key] / top, 1)
     devices = distinct(run.result.get("device") for run in runs)
-    where = f"of the GPU on {', '.join(devices)}" if devices and "cpu" not in devices else "of the process or the GPU"
+    where = "of the process" if devices == ["cpu"] else "of the GPU (on the CPU: of the process)"
     return {"rows": rows, "several": several, "where": where, "any_memory": any(row["memory"] for row in rows)}
 
 
@@ -208,8 +209,8 @@ def noise(table: Table, found: Mapping[Column, Noise]) -> list[dict[str, Any]]:
             "kind": first.get("kind", ""),
             "options": ", ".join(f"{k} = {v}" for k, v in told.items()),
             "asked": "–" if first.get("rate") is None else f"{100 * first['rate']:g}",
-            "expected": one.rate("expected_rate")[1],
-            "realised": one.rate("realised_rate")[1],
+            "expected": one.rate("expected_rate"),
+            "realised": one.rate("realised_rate"),
             "labels": f"{first.get('num_samples', 0):,}",
             "hashes": [(seed, facts.get("seed"), facts.get("sha256", "")) for seed, facts in one.facts.items()],
             "matrices": [
@@ -246,8 +247,6 @@ def _short(value: float) -> str:
 
 def setup(benchmark: Benchmark, runs: Sequence[Run]) -> dict[str, Any]:
     """Versions, machines, and the board as YAML."""
-    import yaml
-
     results = [run.result for run in runs if run.finished]
     versions: dict[str, list[str]] = {}
     for result in results:
@@ -259,6 +258,6 @@ def setup(benchmark: Benchmark, runs: Sequence[Run]) -> dict[str, Any]:
     rules = distinct(result.get("rules") for result in results)
     rows += [("leaderboard rules", ", ".join(f"version {one}" for one in rules) or "unknown")]
     plain = benchmark.model_dump(mode="json", exclude_defaults=True)
-    plain.pop("published", None)
-    plain.pop("execution", None)
-    return {"rows": rows, "yaml": yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)}
+    for key in ("execution", "tracking", *(("published",) if benchmark.datasets else ())):  # no board has none of both
+        plain.pop(key, None)
+    return {"rows": rows, "yaml": to_yaml(plain)}

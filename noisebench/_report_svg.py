@@ -63,9 +63,11 @@ def inline(
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    labels = iter(re.findall(r">([^<]*)</text>", text))  # a name may look like what is shortened
+    text = re.sub(r">[^<]*</text>", "></text>", text)
     text = re.sub(r"\bid=\"([sb])(\d+)\"", r'class="\1 \1\2"', text)
     text = _own_ids(text, name)
-    text = _short(text)
+    text = re.sub("></text>", lambda _: f">{next(labels)}</text>", _short(text))
     text = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", lambda m: _head(m[1], title, about), text, count=1)
     for i, method in enumerate(names or ()):
         text = text.replace(f'<g class="s s{i}">', f'<g class="s s{i}"><title>{escape(method)}</title>')

@@ -65,7 +65,7 @@ def find_board(out: Path, board: str) -> BoardRun:
     """Look for the run of a board; never raises. A store that does not answer takes some seconds."""
     found = BoardRun(store_uri(out), out, board)
     file = sqlite_file(found.uri)
-    if file is not None and not file.exists():  # MLflow would create it
+    if file is not None and not file.is_file():  # MLflow would create it
         found.said = "MLflow: there is no store of this board; noisebench sync makes one"
         return found
     try:

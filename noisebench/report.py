@@ -71,7 +71,7 @@ def write_report(benchmark: Benchmark, out: Path, words: Sequence[str] | None = 
     Args:
         benchmark: the board, with whatever was changed of it.
         out: the folder that it wrote to.
-        words: what follows ``noisebench leaderboard`` to make it again; by default the board from a file of that name.
+        words: what follows ``noisebench leaderboard`` to make it again; by default see `rerun.board_command`.
 
     Raises:
         UserError: no cell of the board has run there.
@@ -80,18 +80,21 @@ def write_report(benchmark: Benchmark, out: Path, words: Sequence[str] | None = 
     from noisebench._report_runs import read_runs
     from noisebench._report_tracking import find_board
     from noisebench.board import board_folder, table_of
+    from noisebench.rerun import board_command
 
     given, out = out, out.absolute()
-    again = list(words) if words is not None else [f"{benchmark.name}.yaml"]
-    again += [] if given == DEFAULT_OUT else ["--out", str(given)]
-    command = shlex.join(["noisebench", "leaderboard", *again])
+    where = "" if given == DEFAULT_OUT else f" --out {shlex.quote(str(given))}"
+    command = "" if words is None else f"{shlex.join(['noisebench', 'leaderboard', *words])}{where}"
     runs = read_runs(benchmark, out)
     counts = {state: sum(run.result["status"] == state for run in runs) for state in ("finished", "failed", "missing")}
     if counts["missing"] == len(runs) and benchmark.published is None:
-        raise UserError(f"{benchmark.name}: no cell of this board has run in {given}; run it first: {command}")
+        first = command or "noisebench.leaderboard"
+        raise UserError(f"{benchmark.name}: no cell of this board has run in {given}; run it first: {first}")
+    folder = board_folder(benchmark, out)
+    command = command or board_command(benchmark.model_dump(mode="json"), folder) + where
     board_run = find_board(out, benchmark.name)
     table = table_of(benchmark, [run.result for run in runs])
-    path = board_folder(benchmark, out) / "report.html"
+    path = folder / "report.html"
     text = page(benchmark, table, runs, out, command, board_run)
     write_text(path, text)
     tracked = board_run.log([path])

@@ -43,10 +43,22 @@ def board_command(config: Mapping[str, Any], folder: Path) -> str:
         return f"noisebench leaderboard {config['name']}"
     from noisebench.reading import to_yaml
 
-    file, text = folder / FILE, to_yaml(dict(config))
+    file, text = folder / FILE, to_yaml(_readable(config))
     if not (file.exists() and file.read_text(encoding="utf-8") == text):
         write_text(file, text)
     return f"noisebench leaderboard {shlex.quote(str(file))}"
+
+
+def _readable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` without a paper's figures where it lacks some of their rows or columns: a file may not."""
+    from noisebench.config import Benchmark
+
+    found = dict(config)
+    try:
+        Benchmark.model_validate(found)
+    except ValueError:  # pydantic's is one
+        found.pop("published", None)
+    return found
 
 
 def cell_command(command: str, label: str, method: str, seed: int) -> str:

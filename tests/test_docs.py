@@ -16,7 +16,7 @@ import typer.main
 import yaml
 
 from noisebench import cli, registry
-from noisebench.config import Benchmark, load_benchmark
+from noisebench.config import load_benchmark
 from noisebench.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -153,10 +153,13 @@ def test_a_board_that_is_gone_is_found() -> None:
 
 
 @pytest.mark.parametrize("block", of("yaml"))
-def test_a_board_in_a_page_is_valid(block: Block) -> None:
+def test_a_board_in_a_page_is_valid(block: Block, tmp_path: Path) -> None:
     data = yaml.safe_load(block.text)
-    whole = {"name": "page", "noise": [{"kind": "none"}], "methods": ["ce"], "datasets": ["digits"]} | data
-    Benchmark.model_validate(whole)
+    whole = {"noise": [{"kind": "none"}], "methods": ["ce"], "datasets": ["digits"]} if "extends" not in data else {}
+    file = tmp_path / "page.yaml"
+    file.write_text(yaml.safe_dump(whole | data), encoding="utf-8")
+    for scale in (None, *data.get("scale", ())):
+        assert load_benchmark(str(file), scale=scale).cells()
 
 
 # ------------------------------------------------------------------------------------------------- the README
