@@ -52,13 +52,13 @@ def covariances(run: FinishedRun, mean: Tensor, pairs: Sequence[Pair], pictures:
     values = [pair.covariance for pair in pairs]
     bars.barh(range(len(pairs)), values, color=[ORANGE if value < 0 else BLUE for value in values])
     bars.set_yticks(range(len(pairs)), [_pair(pair) for pair in pairs])
-    bars.invert_yaxis()
+    bars.set_ylim(len(pairs) - 0.4, -0.6)
     bars.axvline(0, color="black", linewidth=0.8)
     reach = max(map(abs, values))
     for i, value in enumerate(values):
         side, text = ("right", -4) if value < 0 else ("left", 4), f"{value:.3g}".replace("-", "−")
         bars.annotate(text, (value, i), (side[1], 0), textcoords="offset points", va="center", size=8, ha=side[0])
-    room = 0.3 * reach  # for the numbers
+    room = 0.4 * reach  # for the numbers
     bars.set_xlim(min(0.0, *values) - room * (min(values) < 0), max(0.0, *values) + room * (max(values) > 0))
     bars.xaxis.set_major_locator(MaxNLocator(6))
     bars.set(
@@ -80,7 +80,7 @@ def covariances(run: FinishedRun, mean: Tensor, pairs: Sequence[Pair], pictures:
         grid.set(title="all pairs (variances left out)")
         figure.colorbar(image, ax=grid, label="mean covariance (nats²)", shrink=0.85)
     figure.suptitle(wrapped(run.title, figure), size=11)
-    facts = {"of": "mean over the test set of the covariance of the latent noise", "images": len(run.data.test_labels)}
+    facts = {"of": "mean over the test set of the covariance of the latent noise", "images": len(run.test_labels)}
     return Finding(("a", "b", "covariance"), [tuple(pair) for pair in pairs], facts, figure)
 
 
@@ -170,7 +170,7 @@ def against(run: FinishedRun, setting: str, points: Sequence[Point]) -> Finding:
         axis.set_axisbelow(True)
         plain(axis)
     axes[0].legend(frameon=False, fontsize=8)
-    about = f"{len(run.data.test_labels):,} test images; no way to choose {setting}: noisebench tune does that"
+    about = f"{len(run.test_labels):,} test images; no way to choose {setting}: noisebench tune does that"
     figure.suptitle(f"{wrapped(run.title, figure)}\n{about}", size=10.5)
     facts = {"setting": setting, "own": own, "at": "evaluation alone, the weights as they are", "score": name}
     return Finding((setting, name, "nll"), [tuple(point) for point in points], facts, figure)

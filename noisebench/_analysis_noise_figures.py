@@ -78,7 +78,7 @@ def inliers(run: FinishedRun, curves: Sequence[tuple[FinishedRun, Tensor, Tensor
     axis.axhline(share, color="0.4", linestyle=":", linewidth=1.4, label=told)
     low = min(float(precision.min()) for _, precision, _ in curves)
     axis.set(xlim=(0, 1), ylim=(max(0.0, low - 0.05), 1.01), xlabel="recall of inliers", ylabel="precision")
-    inside, source = len(run.data.test_labels), run.config["noise"]["source"]
+    inside, source = len(run.test_labels), run.config["noise"]["source"]
     summary = f"{inside:,} test images of its classes among {round(inside / share) - inside:,} of {source}"
     axis.set_title(f"{wrapped(run.title, figure)}\n{wrapped(summary, figure)}", size=10)
     axis.grid(color="0.92")

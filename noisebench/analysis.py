@@ -363,7 +363,11 @@ def track(run: FinishedRun, files: Sequence[Path]) -> str:
     from noisebench._run_folder import RunFolder
 
     uri = tracking.store_uri(run.out)
-    tags = {"fingerprint": run.config["fingerprint"], "began": str(RunFolder(run.folder).began)}
+    try:
+        began = RunFolder(run.folder).began
+    except (KeyError, TypeError, ValueError):
+        return f"MLflow: {run.folder.name}/metrics.jsonl is damaged, so its run is not found; the files are complete"
+    tags = {"fingerprint": run.config["fingerprint"], "began": str(began)}
     try:
         runs = tracking.log_files(uri, files, "analysis", tags)
     except UserError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
     from noisebench.figures.catalogue import Entry
     from noisebench.finding import Finding
 
+ENDINGS = {".png", ".pdf", ".csv", ".json"}
 FIGURE_HELP = r"""Draw a figure of a paper from finished runs or from a board: PDF, PNG, numbers as CSV and JSON.
 
 NAME is one of those of [bold]noisebench list figures[/], which says what each shows and takes, or the paper's, e.g. \
 arazo2019-fig1.
 
 WHAT is folders of finished runs (below runs/), the first of which the figure is of; or a board: a shipped benchmark, \
-a YAML file, or its folder (below boards/). A board's cells are read where --runs says; nothing is trained.
+a YAML file, or its folder (below boards/). A board's cells are read where --runs says; nothing is trained. \
+The figure of a run that MLflow knows is put on its record there.
 
 For example:
 
@@ -54,7 +57,8 @@ def figure(
         typer.Option(
             "--out",
             metavar="STEM",
-            help="STEM.pdf, .png, .csv and .json; by default analysis/ of the first run, figures/ of a board.",
+            help="STEM.pdf, .png, .csv and .json, or a folder that is there; "
+            "by default analysis/ of the first run, figures/ of a board.",
         ),
     ] = None,
     against: Annotated[
@@ -77,19 +81,25 @@ def figure(
     entry, given = catalogue.find(name), [*(what or []), *(against or [])]
     options = override({}, option or [], "--option")
     folders = [_is_run(one) for one in given]
+    if len(given) > 1 and any(folders) and not all(folders):
+        odd = given[folders.index(False)]
+        raise UserError(f"figure {entry.name} takes {entry.takes}; {odd} is no folder of a finished run")
     if all(folders) and (given or not entry.of_board):
         for value, flag in ((methods, "--methods"), (settings, "--set")):
             if value:
                 raise UserError(f"{flag}: it is of a board, and runs were given")
-        made, stem = _of_runs(entry, given, options, data_root_from(data_root), device)
+        made, stem, track = _of_runs(entry, given, options, data_root_from(data_root), device)
     else:
         if len(given) != 1:
             none = "nothing was given" if not given else f"{' and '.join(given)} were given"
             raise UserError(f"figure {entry.name} takes {entry.takes}; {none}")
         made, stem = _of_board(entry, given[0], options, runs, methods, list(settings or []))
-    files = made.write((out or stem).absolute())
+        track = None
+    files = made.write(stem.absolute() if out is None else _stem(out, stem.name))
+    tracked = track(files) if track else ""
     if as_json:
-        print(json.dumps({"found": made.as_json(), "files": [str(file) for file in files]}, indent=1))
+        told = {"found": made.as_json(), "files": [str(file) for file in files], "mlflow": tracked}
+        print(json.dumps(told, indent=1))
         return
     terminal = console()
     terminal.print(f"{entry.name}: {entry.shows} ({entry.paper})", soft_wrap=True, markup=False, highlight=False)
@@ -97,6 +107,16 @@ def figure(
         terminal.print(made.facts["summary"], soft_wrap=True, markup=False, highlight=False)
     written = ", ".join(file.suffix for file in files[1:])
     terminal.print(f"{files[0]}, {written}", soft_wrap=True, markup=False, highlight=False)
+    if tracked:
+        terminal.print(tracked, soft_wrap=True, markup=False, highlight=False)
+
+
+def _stem(out: Path, name: str) -> Path:
+    """What the files are called: within a folder that is there as they would be, without an ending of one of them."""
+    out = out.absolute()
+    if out.is_dir():
+        return out / name
+    return out.with_suffix("") if out.suffix in ENDINGS else out
 
 
 def _is_run(what: str) -> bool:
@@ -106,7 +126,8 @@ def _is_run(what: str) -> bool:
 
 def _of_runs(
     entry: Entry, given: Sequence[str], options: dict[str, Any], root: Path | None, device: str
-) -> tuple[Finding, Path]:
+) -> tuple[Finding, Path, Callable[[Sequence[Path]], str] | None]:
+    """The figure, what its files are called, and what logs them to the MLflow run of the first."""
     from noisebench.figures import catalogue
 
     if not entry.of_runs:
@@ -119,8 +140,10 @@ def _of_runs(
         warnings.showwarning = lambda text, *_, **__: print("warning:", " ".join(str(text).split()), file=sys.stderr)
         loaded = [analysis.FinishedRun.load(folder, root, device) for folder in given]
     made = catalogue.of_runs(entry, *loaded, **options)
-    folder = loaded[0].folder / "analysis" if loaded else Path()
-    return made, folder / analysis.file_stem(entry, *loaded)
+    name = analysis.file_stem(entry, *loaded)
+    if not loaded:
+        return made, Path(name), None
+    return made, loaded[0].folder / "analysis" / name, functools.partial(analysis.track, loaded[0])
 
 
 def _of_board(

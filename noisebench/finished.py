@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 COVARIANCE_ELEMENTS = 2**24
 """So many elements of covariance matrices are held at once, or one matrix where that is larger."""
+NEEDED = {
+    "config.json": {"dataset", "fingerprint", "hparams", "label", "method", "noise", "noise_folder", "noise_label",
+                    "noise_sha256", "recipe", "seed"},
+    "result.json": {"metrics", "weights_sha256"},
+}  # fmt: skip
 
 
 class FinishedRun:
@@ -86,6 +91,9 @@ class FinishedRun:
         config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
         if config is None or result is None:
             raise UserError(f"{folder}: no finished run (config.json and result.json); give a folder of runs/")
+        for (name, keys), found in zip(NEEDED.items(), (config, result), strict=True):
+            if keys - found.keys():
+                raise UserError(f"{folder / name} is damaged: it lacks {', '.join(sorted(keys - found.keys()))}")
         if not _same_code(config):
             warnings.warn(
                 f"{folder.name}: the code of {config['method']} or {config['dataset']}, or a file of the noise, is no "
@@ -106,6 +114,8 @@ class FinishedRun:
             source = load_source(spec, data, config["dataset"], data_root_from(data_root))
         try:
             state = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise UserError(f"{folder / 'model.pt'} cannot be read: {error.strerror}") from None
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UserError(f"{folder / 'model.pt'} cannot be read: {type(error).__name__}") from None
         with _restoring(recipe.threads):
@@ -197,7 +207,7 @@ class FinishedRun:
         return scores.double().cpu(), wrong
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, one an epoch: {"epoch", "time", "metrics"}; one that is no JSON is left out.
+        """The lines of metrics.jsonl, one an epoch: {"epoch", "time", "metrics"}; one that is not so is left out.
 
         Raises:
             UserError: the file cannot be read, or has no line.
@@ -209,7 +219,9 @@ class FinishedRun:
             raise UserError(f"{file} cannot be read: {error.strerror}") from None
         for line in lines:
             with suppress(ValueError):
-                found.append(json.loads(line))
+                epoch = json.loads(line)
+                if isinstance(epoch, dict) and isinstance(epoch.get("metrics"), dict) and "epoch" in epoch:
+                    found.append(epoch)
         if not found:
             raise UserError(f"{file} has no epoch")
         return found

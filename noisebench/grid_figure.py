@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from noisebench.table_cells import Column, one_line
 
 if TYPE_CHECKING:
     from noisebench.finding import Finding
+
+PER_ROW = 6
+"""So many methods side by side."""
 
 
 def sizes_of(table: Table) -> dict[str, list[str]]:
@@ -93,16 +97,23 @@ def _grid(table: Table) -> Finding:
     low, high = min(map(np.nanmin, known)), max(map(np.nanmax, known))
     colours = colormaps["cividis_r"].with_extremes(bad="0.85")  # even in lightness, and safe for the colour-blind
     most = max(map(len, several.values()))
-    size = (2.2 + len(table.methods) * max(2.2, 0.75 * most), len(several) * (1.3 + 0.45 * max(3, len(noises))) + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(several), len(table.methods), squeeze=False, sharey=True)
-    for (plain, method), axis in zip(panels, axes.flat, strict=True):
+    wide, across = max(2.2, 0.75 * most), min(PER_ROW, len(table.methods))
+    titles = {method: textwrap.fill(one_line(method), int(9.5 * wide)) for method in table.methods}
+    tall = 1.1 + 0.45 * max(3, len(noises)) + 0.2 * max(title.count("\n") + 1 for title in titles.values())
+    down = -(-len(table.methods) // across)  # rows of each dataset
+    figure = Figure(figsize=(2.2 + across * wide, len(several) * down * tall + 0.6), layout="constrained")
+    axes = figure.subplots(len(several) * down, across, squeeze=False, sharey=True)
+    places = [axis for i in range(len(several)) for axis in axes[i * down : (i + 1) * down].flat[: len(table.methods)]]
+    for axis in {*axes.flat} - {*places}:
+        axis.set_axis_off()
+    for (plain, method), axis in zip(panels, places, strict=True):
         panel = panels[plain, method]
         image = axis.imshow(panel, cmap=colours, vmin=low, vmax=high, interpolation="nearest", aspect="auto")
         counts = [dataset_names.sized(name)[1] for name in several[plain]]
         axis.set_xticks(range(len(counts)), ["all" if count is None else f"{count:,}" for count in counts])
         axis.set_yticks(range(len(noises)), map(one_line, noises))
-        axis.set(title=one_line(method), xlabel=f"training images of {one_line(plain)}")
+        axis.set(xlabel=f"training images of {one_line(plain)}")
+        axis.set_title(titles[method], size=10)
         for (i, j), value in np.ndenumerate(panel):
             if np.isfinite(value):
                 dark = value > (low + high) / 2

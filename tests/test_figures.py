@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import inspect
@@ -67,7 +68,8 @@ def out(tmp_path_factory: pytest.TempPathFactory, one_picture: None) -> Path:
     """A finished board; and single runs, trained for longer, or tested on 100 images."""
     folder, board = tmp_path_factory.mktemp("out"), benchmark()
     longer = benchmark(**ALONE | {"noise": [{"kind": "asymmetric", "rate": 0.4}]}, recipe=RECIPE | {"epochs": 6})
-    few = benchmark(**ALONE, recipe=RECIPE | {"epochs": 2, "test_size": 100}, methods=["transition", "m_dyr_h"])
+    het = {"name": "het_full", "label": "het few", "hparams": {"train_samples": 2, "eval_samples": 2}}
+    few = benchmark(**ALONE, recipe=RECIPE | {"epochs": 2, "test_size": 100}, methods=["transition", "m_dyr_h", het])
     for cell in (*board.cells(), *longer.cells(), *few.cells()):
         if (cell.method.label, cell.noise.kind) != ("het 2", "asymmetric"):
             assert run_cell(cell, folder, accelerator="cpu")["status"] == "finished"
@@ -157,7 +159,8 @@ def test_losses_that_were_not_recorded_are_asked_for(runs: dict[str, FinishedRun
     with pytest.raises(UserError, match="its recorded losses are all NaN"):
         figures.loss_curves(run)
     write(1.5)  # under no noise there are no wrong labels: a line less, and no number in the file
-    made = figures.loss_curves(run)
+    made = figures.loss_curves(run, run)
+    assert {row["run"] for row in rows_of(made)} == {run.title}  # one label would not tell two seeds apart
     assert [line.get_label() for line in made.figure.axes[0].lines] == ["right labels"]
     assert rows_of(made)[0]["wrong_median"] is None
     with pytest.raises(UserError, match="no run is given"):
@@ -205,7 +208,7 @@ def test_loss_histogram_is_that_of_trimmed_losses_with_both_mixtures(
 def test_a_loss_histogram_needs_losses_that_differ_and_one_label_an_image(runs: dict[str, FinishedRun]) -> None:
     with pytest.raises(UserError, match="its training losses do not differ"):
         figures.loss_histogram(with_method(runs["ce"], Uniform()))
-    with pytest.raises(UserError, match="bins is 1; give a whole number, 2 or more"):
+    with pytest.raises(UserError, match="bins is 1; give a whole number, 2 to 1000"):
         figures.loss_histogram(runs["ce"], bins=1)
     unknown = copy.copy(runs["ce"])
     unknown.noisy = types.SimpleNamespace(known=False, description="real")  # type: ignore[assignment]
@@ -340,6 +343,12 @@ def test_top_covariances_show_the_image_that_the_run_is_surest_of(
     at = torch.tensor([row["image_a"] for row in rows_of(made)])
     np.testing.assert_array_equal(run.images("test", at), np.asarray(run.data.test_images)[at.numpy()])
 
+    few = figures.top_covariances(runs["het few"], count=3)  # tested on a hundred images, not the first ones
+    assert few.facts["images"] == 100
+    assert all(str(int(runs["het few"].test_labels[row["image_a"]])) == row["a"] for row in rows_of(few))
+    with pytest.raises(UserError, match="count is 101; give a whole number, 1 to 100"):
+        figures.top_covariances(run, count=101)
+
 
 def test_examples_are_mistakes_of_the_other_run_with_the_largest_covariance(
     runs: dict[str, FinishedRun], known: tuple[Tensor, Tensor, Tensor]
@@ -364,6 +373,10 @@ def test_examples_are_mistakes_of_the_other_run_with_the_largest_covariance(
             str(int(theirs[i])),
         )
     assert len([axis for axis in made.figure.axes if axis.images]) == len(rows)
+    run.config["label"] = "het of a label that leaves no room for the class"
+    told = figures.examples(run, other, count=1).figure.axes[0].texts[0].get_text()
+    run.config["label"] = "het 4"
+    assert told.splitlines()[1] == f"het of a label …: {rows[0]['prediction']}"
     ranks = figures.covariance_ranks(run, other).facts["ranks"]
     assert ranks.count(1) == len(expected)
     with pytest.raises(UserError, match="ce offers no covariance"):
@@ -446,6 +459,7 @@ def test_error_by_size_noise_and_outliers_are_means_over_the_seeds(out: Path, ta
 
     made = figures.outlier_error(table)
     assert [row["error_percent"] for row in rows_of(made)] == [row["error_percent"] for row in noises]
+    assert {row["outliers_per_inlier"] for row in rows_of(made)} == {0, 40 / 60}
     assert [tick.get_text() for tick in made.figure.axes[0].get_xticklabels()] == ["0\n(0)", "40\n(32)"]
 
 
@@ -518,6 +532,19 @@ def test_what_a_board_lacks_is_said_and_never_drawn() -> None:
             make(single)
 
 
+def test_many_rows_and_long_names_are_told_apart() -> None:
+    names = [*map(str, range(16)), "_$x$ <b>", "long " * 16 + "a", "long " * 16 + "b"]
+    table = Table.from_results([row | {"label": name} for name in names for row in results(seeds=(0,))])
+    made = figures.error_by_size(table)
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in made.figure.axes[0].lines}
+    assert len(looks) == len(names)
+    (legend,) = made.figure.legends
+    assert sorted(" ".join(text.get_text().split()) for text in legend.get_texts()) == sorted(names)
+    panels = [axis for axis in figures.grid(table).figure.axes if axis.images]
+    assert len({axis.get_position().y0 for axis in panels}) > 1  # in rows
+    assert sorted(" ".join(axis.get_title().split()) for axis in panels) == sorted(names)
+
+
 # ------------------------------------------------------------------------------------- the catalogue, the command
 
 
@@ -556,6 +583,8 @@ OF_RUNS = {
     "examples": ("het 4", "ce"),
     "temperatures": ("het 4",),
 }
+WITH_PDF = ("error-by-size", "examples", "loss-histogram")
+"""Lines, images, areas; the PDFs of the others, which take a third of the time, are of the like."""
 
 
 @pytest.mark.parametrize("name", [*OF_RUNS, "error-by-size", "error-by-noise", "grid", "outlier-error", "samples"])
@@ -564,6 +593,15 @@ def test_the_command_draws_every_figure(
 ) -> None:
     what = [folders[label] for label in OF_RUNS[name]] if name in OF_RUNS else [out / "boards" / "small"]
     monkeypatch.setattr(finding, "DPI", 40)
+    if name not in WITH_PDF:
+        draw = Finding._draw
+        monkeypatch.setattr(
+            Finding,
+            "_draw",
+            lambda made, file, form, **more: (
+                file.write_bytes(b"%PDF") if form == "pdf" else draw(made, file, form, **more)
+            ),
+        )
     drawn: list[Finding] = []
     monkeypatch.setattr(
         Finding, "write", lambda made, stem, write=Finding.write: (drawn.append(made), write(made, stem))[1]
@@ -606,9 +644,10 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_files_are_put_beside_the_run_or_the_board(
-    out: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    out: Path, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Finding, "_save", lambda *_, **__: None)  # the numbers' files do
+    monkeypatch.setattr(Finding, "_laid_out", lambda _: contextlib.nullcontext())
     board, run = out / "boards" / "small", folders["ce"]
     ran = noisebench("figure", "grid", board, "--methods", "ce")
     assert str(board / "figures" / "grid.png") in ran.out
@@ -616,6 +655,12 @@ def test_files_are_put_beside_the_run_or_the_board(
         assert {row["method"] for row in csv.DictReader(file)} == {"ce"}
     ran = noisebench("figure", "loss-curves", run, "--against", folders["m_dyr_h"], "--device", "cpu")
     assert str(run / "analysis" / "loss_curves_m-dyr-h.png") in ran.out
+    assert "MLflow has no run of this folder" in ran.out
+    (tmp_path / "there").mkdir()
+    for given, stem in (("there", "there/taylor"), ("it.pdf", "it"), ("v1.2", "v1.2")):
+        ran = noisebench("figure", "taylor", "--out", tmp_path / given)
+        assert f"{tmp_path / stem}.png" in ran.out
+        assert (tmp_path / f"{stem}.csv").is_file()
 
 
 @pytest.fixture
@@ -623,6 +668,22 @@ def copied(out: Path, folders: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of ce's run with its noise, to be changed."""
     shutil.copytree(out / "noise", tmp_path / "noise")
     return Path(shutil.copytree(folders["ce"], tmp_path / "runs" / folders["ce"].name))
+
+
+def test_a_damaged_run_is_said(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Finding, "write", lambda _, stem: [stem.with_suffix(".png")])
+    (copied / "model.pt").rename(copied / "away.pt")
+    with pytest.raises(UserError, match=r"model\.pt cannot be read: No such file"):
+        FinishedRun.load(copied, accelerator="cpu")
+    (copied / "away.pt").rename(copied / "model.pt")
+    lines = (copied / "metrics.jsonl").read_text()
+    (copied / "metrics.jsonl").write_text(f'[1]\n{{"epoch": 1}}\n{lines}')
+    ran = noisebench("figure", "loss-curves", copied, "--device", "cpu")
+    assert ran.code == 0
+    assert "metrics.jsonl is damaged" in ran.out  # what MLflow knows the run by
+    (copied / "result.json").write_text("{}")
+    with pytest.raises(UserError, match=r"result\.json is damaged: it lacks metrics, weights_sha256"):
+        FinishedRun.load(copied, accelerator="cpu")
 
 
 def test_mistakes_are_one_line_each(out: Path, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -638,6 +699,7 @@ def test_mistakes_are_one_line_each(out: Path, folders: dict[str, Path], tmp_pat
         (("examples", ce), "figure examples takes a run and another (--against); 1 run was given"),
         (("learned-transition", ce), "ce offers no T"),
         (("loss-curves", tmp_path), "no finished run"),
+        (("loss-curves", ce, "no/run"), "takes one or several runs; no/run is no folder of a finished run"),
         (("grid", "digitz"), "benchmark 'digitz' is unknown; did you mean digits"),
         (("grid", "no.yaml"), "no.yaml: no such file"),
         (
@@ -645,7 +707,7 @@ def test_mistakes_are_one_line_each(out: Path, folders: dict[str, Path], tmp_pat
             "--option: figure loss-histogram: option 'bin' is unknown; did you mean bins?",
         ),
         (("loss-curves", ce, "--option", "a=3"), "--option a: figure loss-curves has no options"),
-        (("loss-histogram", ce, "--option", "bins=many"), "bins is 'many'; give a whole number, 2 or more"),
+        (("loss-histogram", ce, "--option", "bins=many"), "bins is 'many'; give a whole number, 2 to 1000"),
         (
             ("samples", board, "--option", "values=[1]"),
             "--option values: figure samples has it for a run, not for a board",

@@ -6,19 +6,21 @@ Numbers are the table's: the score (accuracy or gAP) of a column at the epoch th
 from __future__ import annotations
 
 import json
+import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from noisebench import dataset_names
 from noisebench.errors import UserError
-from noisebench.figures._shared import legend_of
-from noisebench.finding import LINES, MARKERS, Finding, cut, drawn, plain, wrapped
+from noisebench.finding import LINES, MARKERS, Finding, drawn, plain, wrapped
 from noisebench.grid_figure import sizes_of
 from noisebench.metrics import METRICS, RULES
 from noisebench.table import Table
@@ -28,6 +30,8 @@ LEVEL = re.compile(r"(\d+(?:\.\d+)?)%")
 CLEAN = "clean"
 OPEN_SET = "open-set"
 PER_ROW = 3
+LEGEND = 36
+"""Characters a line of a legend."""
 COUNTS = ("train_samples", "eval_samples")
 
 
@@ -105,13 +109,15 @@ def outlier_error(table: Table) -> Finding:
     """Test error against the outliers in the training set (Sukhbaatar et al., Fig. 4a and 4c).
 
     Their share is the rate of open-set noise, and clean labels are none; where the size of the training set is known,
-    the axis has their number too. Rows with and without an outlier model are the board's.
+    the axis has their number too, those of a validation split included. Rows with and without an outlier model are the
+    board's.
 
     Args:
         table: of a board with several rates of open-set noise.
 
     Returns:
-        A row a point, as `error_by_size`, with the share of outliers in per cent.
+        A row a point, as `error_by_size`, with the share of outliers in per cent, and last how many there are for each
+        other image, the paper's N_out / N_in.
 
     Raises:
         UserError: no open-set noise of several rates, or no cell is finished.
@@ -128,7 +134,11 @@ def outlier_error(table: Table) -> Finding:
         raise UserError(f"{table.title}: no open-set noise of several rates; outlier-error needs it")
     for panel in panels:
         panel.xlabel = "outliers in the training set (%; images)"
-    return _lines(table, panels, "outliers_percent")
+    made = _lines(table, panels, "outliers_percent")
+    at = made.columns.index("outliers_percent")
+    made.columns = (*made.columns, "outliers_per_inlier")
+    made.rows = [(*row, row[at] / (100 - row[at]) if row[at] < 100 else math.inf) for row in made.rows]
+    return made
 
 
 @drawn
@@ -235,26 +245,30 @@ def _lines(table: Table, panels: list[Panel], x: str, logarithmic: bool = False,
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     across = 2 if len(panels) == 4 else min(len(panels), PER_ROW)
     down = -(-len(panels) // across)
-    longest = max(len(cut(name)) for name in names)
-    size = (1.2 + 3.3 * across + 0.085 * longest, 1.0 + 2.9 * down)
+    keys = {name: textwrap.fill(one_line(name), LEGEND) for name in names}
+    longest = max(len(line) for key in keys.values() for line in key.split("\n"))
+    told = sum(key.count("\n") + 1 for key in keys.values())  # lines of the legend
+    size = (1.2 + 3.3 * across + 0.085 * longest, max(1.0 + 2.9 * down, 0.4 + 0.19 * told))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, sharey=True)
     rows: list[tuple[Any, ...]] = []
+    handles: dict[str, Line2D] = {}
     for panel, axis in zip(panels, axes.flat, strict=False):
-        rows += _draw(panel, axis, names, logarithmic, error)
+        rows += _draw(panel, axis, names, handles, logarithmic, error)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     scores = {METRICS[table.scores[column]].title for column in table.columns}
     score = scores.pop() if len(scores) == 1 else "score"
-    told = f"test {score} (%)" if not error else "test error (%)" if score == "accuracy" else f"100 − {score} (%)"
+    unit = f"test {score} (%)" if not error else "test error (%)" if score == "accuracy" else f"100 − {score} (%)"
     for axis in axes[:, 0]:
-        axis.set_ylabel(told)
+        axis.set_ylabel(unit)
     if axes[0, 0].get_ylim()[0] < 0:  # a band may go there, an error cannot
         axes[0, 0].set_ylim(bottom=0)
-    handles = legend_of(axes.flat)
-    shown = [name for name in names if cut(one_line(name)) in handles]
-    keys = [cut(one_line(name)) for name in shown]
-    figure.legend([handles[key] for key in keys], keys, loc="outside right center", frameon=False, fontsize=9)
+    shown = [name for name in names if name in handles]
+    legend = figure.legend([handles[name] for name in shown], list(map(str, range(len(shown)))),
+                           loc="outside right center", frameon=False, fontsize=9, handlelength=3.2)  # fmt: skip
+    for text, name in zip(legend.get_texts(), shown, strict=True):
+        text.set_text(keys[name])  # as a label one that begins with _ would be left out
     notes = _notes([point.cell for point in points])
     notes += [f"not run: {', '.join(map(one_line, column))} ({why})" for column, why in table.unavailable.items()]
     head = f"{one_line(table.title)}; at {RULES[table.ranking.rule]}"
@@ -265,13 +279,17 @@ def _lines(table: Table, panels: list[Panel], x: str, logarithmic: bool = False,
     return Finding(columns, rows, facts, figure)
 
 
-def _draw(panel: Panel, axis: Axes, names: list[str], logarithmic: bool, error: bool) -> list[tuple[Any, ...]]:
+def _draw(
+    panel: Panel, axis: Axes, names: list[str], handles: dict[str, Line2D], logarithmic: bool, error: bool
+) -> list[tuple[Any, ...]]:
+    """Draw a panel; `handles` gets a line of each name. The rows of its numbers."""
     rows: list[tuple[Any, ...]] = []
     ticks: dict[float, str] = {}
     for name, line in panel.lines.items():
         look = names.index(name)
         colour, marker = LINES[look % len(LINES)], MARKERS[look % len(MARKERS)]
-        style = ("-", "--", "-.", ":")[look % 4]  # lines that lie on each other are told apart
+        # Lines that lie on each other are told apart, and so are the first and the ninth.
+        style = ("-", "--", "-.", ":")[(look + look // len(LINES)) % 4]
         drawn_points = []
         for point in line:
             cell = point.cell
@@ -287,7 +305,7 @@ def _draw(panel: Panel, axis: Axes, names: list[str], logarithmic: bool, error: 
         if any(sds):
             low, high = ([y + sign * sd for y, sd in zip(ys, sds, strict=True)] for sign in (-1, 1))
             axis.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.plot(xs, ys, style, color=colour, linewidth=1.6, marker=marker, markersize=5, label=cut(one_line(name)))
+        (handles[name],) = axis.plot(xs, ys, style, color=colour, linewidth=1.6, marker=marker, markersize=5)
         unfinished = [(px, py) for px, py, whole in zip(xs, ys, complete, strict=True) if not whole]
         if unfinished:
             axis.plot(*zip(*unfinished, strict=True), marker, color=colour, markerfacecolor="white", markersize=6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from noisebench import _analysis_figures, analysis
 from noisebench.errors import UserError
 from noisebench.figures._shared import number
-from noisebench.finding import Finding, drawn, wrapped
+from noisebench.finding import Finding, cut, drawn, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from noisebench.finished import FinishedRun
 
 PER_ROW = 4
+MOST = 100
+"""So many pairs or images at most: a picture of more is larger than matplotlib draws."""
 
 
 @drawn
@@ -30,14 +31,18 @@ def top_covariances(run: FinishedRun, *, count: int = 10) -> Finding:
 
     The image of a class is the one of it that the run is surest of.
 
+    Args:
+        run: of a method that offers a covariance.
+        count: so many pairs, 1 to 100.
+
     Returns:
-        A row a pair: a, b, covariance (its mean over the test set), and the positions of their images in the test set,
-        None where a class has none.
+        A row a pair: a, b, covariance (its mean over the test set), and where their images are, None where a class has
+        none: positions among the test images that the run was evaluated on, as `FinishedRun.images` takes them.
 
     Raises:
         UserError: as `analysis.mean_covariance`.
     """
-    mean, count = analysis.mean_covariance(run), number("count", count, 1)
+    mean, count = analysis.mean_covariance(run), number("count", count, 1, MOST)
     where = analysis.pairs_at(mean, count)
     surest = _surest(run, sorted({c for pair in where for c in pair}))
     at = torch.tensor(sorted(i for i in surest.values() if i is not None), dtype=torch.int64)
@@ -79,15 +84,15 @@ def examples(run: FinishedRun, reference: FinishedRun, *, count: int = 8) -> Fin
     Args:
         run: of a method that offers a covariance.
         reference: of any method, on the same data, noise and seed.
-        count: so many images at most.
+        count: so many images at most, 1 to 100.
 
     Returns:
-        A row an image: its position in the test set, true class, prediction of each run, covariance.
+        A row an image: its position (as those of `top_covariances`), true class, prediction of each run, covariance.
 
     Raises:
         UserError: as `analysis.covariance_ranks`, or no such image.
     """
-    count, found = number("count", count, 1), analysis.confusions(run, reference)
+    count, found = number("count", count, 1, MOST), analysis.confusions(run, reference)
     first = (found.rank == 1).nonzero().flatten()
     mine, theirs = run.config["label"], reference.config["label"]
     about = f"of {len(found.at):,} test images that {mine} gets right and {theirs} wrong"
@@ -110,8 +115,9 @@ def examples(run: FinishedRun, reference: FinishedRun, *, count: int = 8) -> Fin
         axis.set_axis_off()
     for axis, image, (_, true, own, other, covariance) in zip(axes.flat, run.images("test", index), rows, strict=False):
         show(axis, image)
-        lines = (f"true: {true}", f"{mine}: {own}", f"{theirs}: {other}", f"covariance: {_signed(covariance)} nats²")
-        told = "\n".join(textwrap.shorten(line, 34, placeholder="…") for line in lines)
+        named = (("true", true), (mine, own), (theirs, other))
+        lines = [f"{cut(who, 16)}: {cut(what, 16)}" for who, what in named]
+        told = "\n".join([*lines, f"covariance: {_signed(covariance)} nats²"])
         axis.text(0.5, -0.04, told, transform=axis.transAxes, ha="center", va="top", size=9)
     told = f"{about}, {len(first):,} have their largest covariance with the class that {theirs} takes them for"
     more = f"; the {len(rows)} largest" if len(rows) < len(first) else ""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from noisebench.errors import UserError
-from noisebench.figures._shared import number, titles
+from noisebench.figures._shared import number, titles, told_apart
 from noisebench.finding import CLASSES, MARKERS, Finding, cut, drawn, wrapped
 from noisebench.streams import stream
 
@@ -62,7 +64,7 @@ def features(
     axes = figure.subplots(2, len(runs), squeeze=False)
     rows: list[tuple[Any, ...]] = []
     shares = []
-    for column, (run, name) in enumerate(zip(runs, names, strict=True)):
+    for column, (run, label, name) in enumerate(zip(runs, told_apart(runs), names, strict=True)):
         for axis, part in zip(axes[:, column], PARTS, strict=True):
             index, classes, wrong = _chosen(run, part, most, seed)
             found = run.features(part, index).numpy()
@@ -74,15 +76,16 @@ def features(
                 made = umap.UMAP(n_neighbors=near, random_state=seed % 2**32, n_jobs=1, **options)
                 at = np.asarray(made.fit_transform(found), dtype=np.float64)
             share = _same_class(found, classes)
-            shares.append({"run": run.config["label"], "part": part, "images": len(index), "same_class": share})
+            shares.append({"run": label, "part": part, "images": len(index), "same_class": share})
             _scatter(axis, at, classes, run.data.classes)
             axis.set_xlabel(f"nearest image of the same class: {share:.1%}", size=9)
             if not column:
                 axis.set_ylabel(f"{PARTS[part]} ({len(index):,})")
             named = [run.data.classes[c] if c >= 0 else "outlier" for c in classes.tolist()]
             points = zip(index.tolist(), named, wrong, *at.T.tolist(), strict=True)
-            rows += [(run.config["label"], part, *point) for point in points]
+            rows += [(label, part, *point) for point in points]
         axes[0, column].set_title(name, size=10)
+    _legend(figure, runs)
     told = "UMAP of the features before the head, coloured by true class"
     figure.suptitle("\n".join(filter(None, (wrapped(shared, figure), wrapped(told, figure)))), size=10.5)
     of = "same_class: share of images whose nearest other image, by the features themselves, is of their true class"
@@ -123,6 +126,24 @@ def _same_class(found: NDArray[np.float32], classes: NDArray[np.int64]) -> float
         return float("nan")
     nearest = NearestNeighbors(n_neighbors=1).fit(points).kneighbors(return_distance=False)[:, 0]
     return float((mine[nearest] == mine).mean())
+
+
+def _legend(figure: Figure, runs: Sequence[FinishedRun]) -> None:
+    """The colour of each class, where all runs have the same and few: names within a panel may lie on each other."""
+    names = runs[0].data.classes
+    if len(names) > MOST_NAMED or any(run.data.classes != names for run in runs):
+        return
+    looks = [(CLASSES[c % len(CLASSES)], MARKERS[c // len(CLASSES)]) for c in range(len(names))]
+    told = [cut(name, 16) for name in names]
+    if any(run.noisy.outliers is not None for run in runs):
+        looks, told = [*looks, ("0.8", "o")], [*told, "outlier"]
+    handles = [Line2D([], [], linestyle="none", marker=marker, color=colour) for colour, marker in looks]
+    most = max(map(len, told))
+    across = max(2, min(len(told), int(9 * figure.get_figwidth() / (most + 5))))
+    legend = figure.legend(handles, list(map(str, range(len(told)))), loc="outside lower center", ncols=across,
+                           frameon=False, fontsize=9, handletextpad=0.1, columnspacing=1.2)  # fmt: skip
+    for text, name in zip(legend.get_texts(), told, strict=True):
+        text.set_text(name)  # as a label one that begins with _ would be left out
 
 
 def _scatter(axis: Axes, at: NDArray[np.float64], classes: NDArray[np.int64], names: tuple[str, ...]) -> None:

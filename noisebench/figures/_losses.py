@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import beta, norm
 
 from noisebench.errors import UserError
-from noisebench.figures._shared import legend_of, number, titles
+from noisebench.figures._shared import legend_of, number, titles, told_apart
 from noisebench.finding import BLUE, ORANGE, Finding, drawn, plain, wrapped
 from noisebench.nn import BetaMixture, GaussianMixture
 
@@ -23,7 +23,8 @@ QUARTILES = ("q25", "median", "q75")
 SIDES = {"right": BLUE, "wrong": ORANGE}
 PER_ROW = 4
 FLATTEST = 1e-6
-"""Losses that differ by less, in nats, hold nothing to fit."""
+"""Losses that differ by less, in nats (relative to the largest, if that is above 1), hold nothing to fit."""
+MOST_BINS = 1000
 
 
 @drawn
@@ -37,7 +38,8 @@ def loss_curves(*runs: FinishedRun) -> Finding:
         runs: trained with ``recipe.record_losses=true``.
 
     Returns:
-        A row an epoch of each run: run, epoch, and the quartiles of both in nats.
+        A row an epoch of each run: run (its label; its title where several have one), epoch, and the quartiles of
+        both in nats.
 
     Raises:
         UserError: no run, or one whose losses were not recorded.
@@ -48,7 +50,7 @@ def loss_curves(*runs: FinishedRun) -> Finding:
     figure = Figure(figsize=(max(5.2, 0.7 + 3.4 * across), 1.2 + 2.8 * down), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, sharey=True)
     rows: list[tuple[Any, ...]] = []
-    for run, name, axis in zip(runs, names, axes.flat, strict=False):
+    for run, label, name, axis in zip(runs, told_apart(runs), names, axes.flat, strict=False):
         epochs, found = _recorded(run)
         for side, colour in SIDES.items():
             low, middle, high = (found[f"{side}.{quartile}"] for quartile in QUARTILES)
@@ -65,7 +67,7 @@ def loss_curves(*runs: FinishedRun) -> Finding:
         axis.set_axisbelow(True)
         plain(axis)
         values = [found[f"{side}.{quartile}"].tolist() for side in SIDES for quartile in QUARTILES]
-        rows += [(run.config["label"], *row) for row in zip(epochs, *values, strict=True)]
+        rows += [(label, *row) for row in zip(epochs, *values, strict=True)]
     for axis in axes.flat[len(runs) :]:
         axis.set_axis_off()
     axes[0, 0].set_ylim(bottom=0)
@@ -117,17 +119,19 @@ def loss_histogram(run: FinishedRun, *, bins: int = 50) -> Finding:
 
     Args:
         run: whose wrong labels are known.
-        bins: bars of the histogram.
+        bins: bars of the histogram, 2 to 1000.
 
     Returns:
         A row a bar: its edges, the densities of right and wrong labels, and those of the four components at its middle.
         The facts have both fits, their mean log-likelihood in nats and how well each tells wrong labels (AUC).
 
     Raises:
-        UserError: nobody knows which labels are wrong, an image has several, or the losses do not differ.
+        UserError: nobody knows which labels are wrong, an image has several, or the losses are NaN or do not differ.
     """
-    bins, wrong, losses = number("bins", bins, 2), run.wrong().numpy(), run.losses()
-    if float(losses.max() - losses.min()) < FLATTEST:
+    bins, wrong, losses = number("bins", bins, 2, MOST_BINS), run.wrong().numpy(), run.losses()
+    if not bool(losses.isfinite().all()):
+        raise UserError(f"{run.config['label']}: its training losses are not finite; the training has diverged")
+    if float(losses.max() - losses.min()) <= FLATTEST * max(1.0, float(losses.max())):
         raise UserError(f"{run.config['label']}: its training losses do not differ: there is nothing to fit")
     betas, gaussians = BetaMixture().fit(losses), GaussianMixture().fit(losses)
     low, width = float(betas.low), float(betas.width)
@@ -153,7 +157,8 @@ def loss_histogram(run: FinishedRun, *, bins: int = 50) -> Finding:
     figure = Figure(figsize=(9.6, 4.3), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     fine, summary, facts = np.linspace(0.002, 0.998, 499), [], {}
-    fitted, curves = components(np.clip(x[kept], 1e-4, 1 - 1e-4)), components(fine)
+    seen = np.where(x[kept] <= 0, 0.001, x[kept].clip(1e-4, 1 - 1e-4))  # the observations as they are fitted
+    fitted, curves = components(seen), components(fine)
     models: tuple[tuple[str, BetaMixture | GaussianMixture], ...] = (("beta", betas), ("gaussian", gaussians))
     for axis, (mixture, model) in zip(axes, models, strict=True):
         likelihood = float(np.log(fitted[f"{mixture}_clean"] + fitted[f"{mixture}_noisy"]).mean())

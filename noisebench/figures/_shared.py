@@ -30,6 +30,12 @@ def titles(runs: Sequence[FinishedRun], width: int) -> tuple[list[str], str]:
     return [textwrap.fill(run.title, width) for run in runs], ""
 
 
+def told_apart(runs: Sequence[FinishedRun]) -> list[str]:
+    """What a table calls each run: its label, or where several have one, the label with all that it is."""
+    labels = [run.config["label"] for run in runs]
+    return labels if len(set(labels)) == len(labels) else [run.title for run in runs]
+
+
 def legend_of(axes: Iterable[Axes]) -> dict[str, Any]:
     """A handle a label, over all axes."""
     found: dict[str, Any] = {}
@@ -39,14 +45,15 @@ def legend_of(axes: Iterable[Axes]) -> dict[str, Any]:
     return found
 
 
-def number(name: str, value: Any, least: int) -> int:
+def number(name: str, value: Any, least: int, most: float = math.inf) -> int:
     """An option that is a whole number.
 
     Raises:
-        UserError: it is none, or less than `least`.
+        UserError: it is none, less than `least`, or more than `most`.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name} is {value!r}; give a whole number, {least} or more")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        told = f"{least} or more" if most == math.inf else f"{least} to {most}"
+        raise UserError(f"{name} is {value!r}; give a whole number, {told}")
     return value
 
 

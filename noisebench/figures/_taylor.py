@@ -5,7 +5,8 @@ coefficients of its entries are
 
     Sigma_kk: (1 - s_k) (1 - 2 s_k) / 2,   Sigma_jj: -s_j (1 - 2 s_j) / 2,   Sigma_jk: -s_j (1 - 2 s_k).
 
-The last is of the two equal entries (j, k) and (k, j) together; the paper's Eq. 13 has half of it.
+The last is of the two equal entries (j, k) and (k, j) together; the paper's Eq. 13 has half of it. Under a temperature
+tau, Sigma is the covariance of u / tau: that of the logits over tau^2.
 """
 
 from __future__ import annotations
