@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisebench._deploying import Staged
+from noisebench._deploying import NoModel, Staged
 from noisebench._run_folder import NAME_LIMIT, key_name
 
 if TYPE_CHECKING:
@@ -36,11 +36,20 @@ def log_model(store: Store, run: StoredRun, staged: Staged, name: str, tags: Map
         name: shown in the list of models.
         tags: to filter by.
         ended: time stamp of its metrics in ms: those of its run.
+
+    Raises:
+        NoModel: the server keeps none.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.exceptions import MlflowException
 
     client = store.client
-    found = _of_run(client, store.experiment, run.id)
+    try:
+        found = _of_run(client, store.experiment, run.id)
+    except MlflowException as error:
+        if error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):  # no failure: it would be one for ever
+            raise NoModel("the MLflow server is older than 3.0, which was the first to keep models of a run") from None
+        raise
     is_new = not found
     if is_new:
         client.create_logged_model(store.experiment, _plain(name), run.id, dict(tags), {}, "image classifier")

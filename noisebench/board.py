@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from noisebench import dataset_names, tracking
-from noisebench.config import Benchmark, Cell, load_benchmark
+from noisebench.board_files import with_changes
+from noisebench.config import Benchmark, Cell, Recipe, load_benchmark
 from noisebench.errors import BrokenPlugin, UserError
 from noisebench.executors import Place, Results, run_cells
 from noisebench.files import data_root_from, is_held, write_json
@@ -127,6 +128,7 @@ def check_settings(benchmark: Benchmark, place: Place) -> dict[str, str]:
             if "outliers" in cls.needs_with(hparams) and all(noise.source is None for noise in benchmark.noise):
                 raise UserError(f"{benchmark.name}: methods[{i}] '{spec.name}' needs {NEEDS['outliers']}")
             rows.append((cls, hparams))
+    recipes = [with_changes(benchmark.recipe, row.recipe) for row in benchmark.methods]
     problems: dict[str, UserError] = {}
     several = ""
     for name in benchmark.datasets:
@@ -141,8 +143,8 @@ def check_settings(benchmark: Benchmark, place: Place) -> dict[str, str]:
         if size is not None and size > most:
             raise UserError(f"{benchmark.name}: datasets: '{name}': there are {most} training images")
         if is_encoded(data.train_images):
-            check_encoded(benchmark, name)
-        for test in benchmark.recipe.evaluate:
+            check_encoded(benchmark, recipes, name)
+        for test in dict.fromkeys(test for recipe in recipes for test in recipe.evaluate):
             data.extra_test(test)
         for i, noise in enumerate(benchmark.noise):
             try:
@@ -155,23 +157,25 @@ def check_settings(benchmark: Benchmark, place: Place) -> dict[str, str]:
     whole_dataset.cache_clear()
     if len(problems) == len(benchmark.datasets) and benchmark.published is None:
         raise next(iter(problems.values()))
-    if not benchmark.recipe.backbone.startswith("timm:"):  # those cannot be made without their weights' memory
-        with torch.device("meta"):
-            make_backbone(benchmark.recipe.backbone, (3, 32, 32), **benchmark.recipe.backbone_options)
+    for recipe in {repr([one.backbone, one.backbone_options]): one for one in recipes}.values():
+        if not recipe.backbone.startswith("timm:"):  # those cannot be made without their weights' memory
+            with torch.device("meta"):
+                make_backbone(recipe.backbone, (3, 32, 32), **recipe.backbone_options)
     return {name: str(error) for name, error in problems.items()}
 
 
-def check_encoded(benchmark: Benchmark, dataset: str) -> None:
-    """Refuse what a board asks for that images of any size do not have.
+def check_encoded(benchmark: Benchmark, recipes: Iterable[Recipe], dataset: str) -> None:
+    """Refuse what a board, or a row by its recipe, asks for that images of any size do not have.
 
     Raises:
         UserError: the key and what would be right.
     """
-    recipe, why = benchmark.recipe, f"images of {dataset} are of any size"
-    if recipe.padding:
-        raise UserError(f"{benchmark.name}: recipe.padding: {recipe.padding}: {why}, cropped by crop_area; give 0")
-    if recipe.loader == "resident":
-        raise UserError(f"{benchmark.name}: recipe.loader: {why}; give auto or streaming")
+    why = f"images of {dataset} are of any size"
+    for recipe in recipes:
+        if recipe.padding:
+            raise UserError(f"{benchmark.name}: recipe.padding: {recipe.padding}: {why}, cropped by crop_area; give 0")
+        if recipe.loader == "resident":
+            raise UserError(f"{benchmark.name}: recipe.loader: {why}; give auto or streaming")
     if any(noise.kind == "instance" for noise in benchmark.noise):
         raise UserError(f"{benchmark.name}: noise instance: {why}, and it needs one; give another kind")
 

@@ -138,9 +138,14 @@ def at_scale(data: dict[str, Any], written: Benchmark, name: str, where: str) ->
 
 
 def over_rows(data: dict[str, Any], settings: list[str]) -> list[str]:
-    """Let the ``recipe.*`` of `settings` hold for rows that say otherwise, too; those settings for which there are such.
+    """Let ``recipe.KEY=VALUE`` hold for rows that say otherwise, too: who asks for two epochs waits for no 270.
 
-    `data`, in which the settings are already, is changed.
+    Args:
+        data: the board's, in which the settings are already; it is changed.
+        settings: all of them.
+
+    Returns:
+        Those that some row said otherwise.
     """
     rows, found = data.get("methods"), []
     for setting in settings:
@@ -167,3 +172,36 @@ def small_print(benchmark: Benchmark, scale: str) -> str:
 def with_changes(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     """The recipe with some of its keys replaced: a row's own."""
     return Recipe.model_validate(recipe.model_dump() | changes) if changes else recipe
+
+
+def check_names(benchmark: Benchmark, where: str) -> None:
+    """Refuse a method, dataset or backbone that does not exist, with the nearest names."""
+    if not benchmark.datasets and benchmark.published is None:
+        raise UserError(f"{where}: datasets: give one at least; a paper's table whose data nobody has may have none")
+    for what, known, names in (
+        ("methods", registry.methods(), [m.name for m in benchmark.methods]),
+        (
+            "datasets",
+            registry.datasets(),
+            [dataset_names.with_path(dataset_names.sized(name)[0])[0] for name in benchmark.datasets],
+        ),
+    ):
+        for i, name in enumerate(names):
+            if name not in known.entries:
+                raise unknown(f"{where}: {what}[{i}]: {known.what}", name, known.entries)
+    for name in benchmark.datasets:
+        constants = dataset_names.dataset_of(name).constants
+        classes, several = constants.get("NUM_CLASSES"), constants.get("MULTILABEL") is True
+        for i, spec in enumerate(benchmark.noise):
+            try:
+                spec.check(classes if isinstance(classes, int) else None, several, name)
+            except UserError as error:
+                raise UserError(f"{where}: noise[{i}] on {name}: {error}") from None
+    known_backbones = registry.backbone_names()
+    backbones = {"recipe.backbone": benchmark.recipe.backbone}
+    for i, row in enumerate(benchmark.methods):
+        if "backbone" in row.recipe:
+            backbones[f"methods[{i}].recipe.backbone"] = row.recipe["backbone"]
+    for key, backbone in backbones.items():
+        if backbone not in known_backbones and not backbone.startswith("timm:"):
+            raise unknown(f"{where}: {key}", backbone, [*known_backbones, "timm:NAME"])

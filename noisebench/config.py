@@ -29,7 +29,8 @@ from noisebench._models import Model, Seed
 from noisebench._tuned import Tuned as Tuned
 from noisebench._tuned import TunedRow as TunedRow
 from noisebench.board_files import Scale, with_changes
-from noisebench.errors import UserError, unknown
+from noisebench.board_files import check_names as check_names
+from noisebench.errors import UserError
 from noisebench.execution import Execution
 from noisebench.fingerprints import dataset_code, digest, files_in, method_code
 from noisebench.open_set import check_source
@@ -368,8 +369,8 @@ def load_benchmark(name: str, settings: list[str] | None = None, scale: str | No
     try:
         benchmark: Benchmark = build(Benchmark, given, where)
     except UserError as error:
-        told = f" ({', '.join(over_rows)} holds for rows with a recipe of their own, too)" if over_rows else ""
-        raise UserError(f"{error}{told}") from None
+        also = f" (rows with a recipe of their own take {', '.join(over_rows)}, too)" if over_rows else ""
+        raise UserError(f"{error}{also}") from None
     if settings:
         written = build(Benchmark, data | ({"published": None} if inherited else {}), where)
         same = {key: getattr(benchmark, key) for key in ("published", "execution", "tracking")}
@@ -384,31 +385,3 @@ def load_benchmark(name: str, settings: list[str] | None = None, scale: str | No
         )
     check_names(benchmark, where)
     return benchmark
-
-
-def check_names(benchmark: Benchmark, where: str) -> None:
-    """Refuse a method, dataset or backbone that does not exist, with the nearest names."""
-    if not benchmark.datasets and benchmark.published is None:
-        raise UserError(f"{where}: datasets: give one at least; a paper's table whose data nobody has may have none")
-    for what, known, names in (
-        ("methods", registry.methods(), [m.name for m in benchmark.methods]),
-        (
-            "datasets",
-            registry.datasets(),
-            [dataset_names.with_path(dataset_names.sized(name)[0])[0] for name in benchmark.datasets],
-        ),
-    ):
-        for i, name in enumerate(names):
-            if name not in known.entries:
-                raise unknown(f"{where}: {what}[{i}]: {known.what}", name, known.entries)
-    for name in benchmark.datasets:
-        constants = dataset_names.dataset_of(name).constants
-        classes, several = constants.get("NUM_CLASSES"), constants.get("MULTILABEL") is True
-        for i, spec in enumerate(benchmark.noise):
-            try:
-                spec.check(classes if isinstance(classes, int) else None, several, name)
-            except UserError as error:
-                raise UserError(f"{where}: noise[{i}] on {name}: {error}") from None
-    backbone, known_backbones = benchmark.recipe.backbone, registry.backbone_names()
-    if backbone not in known_backbones and not backbone.startswith("timm:"):
-        raise unknown(f"{where}: recipe.backbone", backbone, [*known_backbones, "timm:NAME"])

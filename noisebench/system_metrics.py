@@ -19,6 +19,9 @@ from typing import Any
 FILE = "system.jsonl"
 """One line a sample: {"time": ms, "metrics": {"system/cpu_utilization_percentage": ...}}."""
 
+PATIENCE = 5
+"""Seconds that a run waits at its end for a sample that is being taken."""
+
 
 @contextmanager
 def sampling(folder: Path, seconds: float = 10) -> Iterator[None]:
@@ -34,13 +37,16 @@ def sampling(folder: Path, seconds: float = 10) -> Iterator[None]:
             sampler.append_to(folder / FILE)
 
     thread = threading.Thread(target=sample_until_the_end, name="system metrics", daemon=True)
-    thread.start()
+    with suppress(RuntimeError):  # no more threads for this user: the sample at the end is left
+        thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join(timeout=5)  # a driver that hangs must not keep the run
-        sampler.append_to(folder / FILE)
+        if thread.ident is not None:
+            thread.join(timeout=PATIENCE)
+        if not thread.is_alive():  # a driver that hangs must not keep the run
+            sampler.append_to(folder / FILE)
 
 
 class Sampler:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import field_validator
 
 from noisebench._models import Model
 
@@ -19,4 +19,13 @@ class Tracking(Model):
     """
 
     models: Literal["none", "best", "all"] = "best"
-    register_as: Annotated[str, Field(pattern="^[^/:]{1,200}$")] | None = None
+    register_as: str | None = None
+
+    @field_validator("register_as")
+    @classmethod
+    def _a_name(cls, name: str | None) -> str | None:
+        if name is not None and not (
+            name.strip(" .") and name.isprintable() and len(name) <= 200 and not {*"/:"} & {*name}
+        ):
+            raise ValueError(f"{name!r}: give a name of at most 200 characters in one line, without / and :")
+        return name

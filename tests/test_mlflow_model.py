@@ -176,6 +176,37 @@ def test_of_two_that_were_made_at_once_one_stays(made: Made) -> None:
     assert not made.sync()
 
 
+def test_a_server_that_keeps_no_models_is_told_once_and_is_no_error(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
+
+    def older(*_: object, **__: object) -> None:
+        raise MlflowException("API request to endpoint failed with error code 404", ENDPOINT_NOT_FOUND)
+
+    models = made.models()
+    made.acknowledged().unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "search_logged_models", older)
+        assert not made.sync()
+        note = made.client().get_run(models[0].source_run_id).data.tags["mlflow.note.content"]
+        assert "No model was logged: the MLflow server is older than 3.0" in note
+        patch.setattr(MlflowClient, "search_runs", older)  # nothing is asked again
+        assert not made.sync()
+    made.acknowledged().unlink()
+    assert not made.sync()
+    assert [model.model_id for model in made.models()] == [model.model_id for model in models]
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "", " ", "..", "a\nb", "x" * 201])
+def test_a_name_that_the_registry_refuses_is_told_before_the_first_cell(name: str) -> None:
+    with pytest.raises(UserError, match=r"board: tracking\.register_as: .*: give a name of at most 200") as wrong:
+        build(Benchmark, BOARD | {"tracking": {"register_as": name}}, "board")
+    assert "\n" not in str(wrong.value)
+
+
 # ----------------------------------------------------------------------------------------------------- predictions
 
 
@@ -197,12 +228,12 @@ def test_a_model_loads_in_a_fresh_process_without_dataset_and_run_folder(made: M
     model = made.models()[0]
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
+    folder = made.out / "mlflow-artifacts/models" / model.model_id / "artifacts"
     runs = made.out / "runs"
     runs.rename(made.out / "away")
     code = (
-        "import sys, numpy as np, mlflow\n"
-        f"mlflow.set_tracking_uri({made.uri!r})\n"
-        f"model = mlflow.pyfunc.load_model({model.model_uri!r})\n"
+        "import sys, numpy as np, mlflow.pyfunc\n"
+        f"model = mlflow.pyfunc.load_model({str(folder)!r})\n"  # from its files, in half the time
         "np.save('out.npy', model.predict(np.load('images.npy')))\n"
         "print('noisebench.loading' in sys.modules and 'noisebench.datasets.digits' in sys.modules)"
     )
@@ -321,6 +352,26 @@ def test_the_weights_are_those_of_the_selected_epoch_where_they_are_there(cell: 
     del result["metrics"]["selected"]
     (run / "result.json").write_text(json.dumps(result))
     assert staged("no split") == ("last", 9, "model.pt")
+
+
+@pytest.mark.parametrize("method", ["ce", {"name": "het_full", "hparams": {"train_samples": 5, "eval_samples": 7}}])
+def test_a_model_of_an_epoch_before_the_last_predicts_as_the_method_did_then(tmp_path: Path, method: Any) -> None:
+    recipe = BOARD["recipe"] | {"epochs": 5, "lr": 0.3}  # so wild that the last epoch is seldom the best
+    short = BOARD | {"methods": [method], "recipe": recipe, "seeds": list(range(6))}
+    for cell in build(Benchmark, short, "board").cells():
+        result = run_cell(cell, tmp_path, accelerator="cpu")
+        epoch = result["metrics"]["selected"]["epoch"]
+        if epoch < 5:
+            break
+    assert epoch < 5, "no seed chose an epoch before the last"
+    about = cell.identity() | {"folder": cell.folder()}
+    staged = _deploying.stage(about, tmp_path, tmp_path / "model")
+    assert (staged.about["which"], staged.about["epoch"]) == ("selected", epoch)
+    evaluator = FinishedRun.load(tmp_path / cell.folder(), accelerator="cpu")._setup.evaluator
+    images = evaluator.test._source.images.permute(0, 2, 3, 1).numpy()
+    scored = evaluator.score(torch.from_numpy(Predictor(staged.folder).predict(images)), evaluator.test.labels)
+    then = json.loads((tmp_path / cell.folder() / "metrics.jsonl").read_text().splitlines()[epoch - 1])["metrics"]
+    assert scored == {name: then[f"test.{name}"] for name in scored}
 
 
 def test_a_run_without_weights_has_no_model_and_says_why(cell: tuple[dict[str, Any], Path]) -> None:

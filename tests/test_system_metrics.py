@@ -74,6 +74,31 @@ def test_a_folder_that_is_gone_and_a_machine_that_tells_nothing_end_no_run(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_driver_that_hangs_and_a_system_without_threads_keep_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, begun = threading.Event(), threading.Event()
+
+    def sample(self: Sampler) -> dict[str, float]:
+        begun.set()
+        hangs.wait()
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "sample", sample)
+        patch.setattr("noisebench.system_metrics.PATIENCE", 0.01)
+        with sampling(tmp_path, seconds=0.01):
+            begun.wait()
+    hangs.set()
+
+    def none(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with sampling(tmp_path):
+        pass
+
+
 class Nvml(types.ModuleType):
     """Four GPUs as nvidia-ml-py tells of them; the third tells no power."""
 
