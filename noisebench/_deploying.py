@@ -181,21 +181,17 @@ def _write_given(config: Mapping[str, Any], out: Path, file: Path) -> None:
     import numpy as np
 
     from noisebench import noise
+    from noisebench.assembly import known_of, split
+    from noisebench.config import Recipe, build
 
     try:
         noisy = noise.load(out / config["noise_folder"])
     except UserError as error:
         raise NoModel(str(error)) from None
-    arrays: dict[str, Any] = {}
-    if "transition" in config["privileged"]:
-        arrays["transition"] = np.array(noisy.transition)
-    if "outliers" in config["privileged"] and noisy.labelled is not None:
-        from noisebench.assembly import split
-        from noisebench.config import Recipe, build
-
-        recipe: Recipe = build(Recipe, config["recipe"], "recipe")
-        arrays["outliers"] = noisy.labelled[split(len(noisy.labels), recipe, config["seed"])[0].numpy()]
-    np.savez_compressed(file, **arrays)
+    recipe: Recipe = build(Recipe, config["recipe"], "recipe")
+    known = known_of(noisy, split(len(noisy.labels), recipe, config["seed"])[0])
+    given: dict[str, Any] = {need: known[need].numpy() for need in config["privileged"]}
+    np.savez_compressed(file, **given)
 
 
 def _requirements(config: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from noisebench._report_runs import Run
+from noisebench.errors import UserError
 from noisebench.files import read_json
 from noisebench.table_cells import Column
 
@@ -70,7 +70,7 @@ def noise_of(runs: Sequence[Run], out: Path, picture: bool) -> Noise | None:
     seed = next(iter(facts))
     folder = out / folders[seed]
     told = read_json(folder / "transition.json") or {}
-    asked = _matrix(told.get("asked")) or _stored(folder / "noise.npz")
+    asked = _matrix(told.get("asked")) or _stored(folder)
     realised = _matrix(told.get("realised"))
     shown = "" if not picture or (asked and realised) else _picture(folder / "transition.png")
     return Noise(facts, folders, asked, realised, shown, seed)
@@ -96,9 +96,12 @@ def _matrix(given: Any) -> list[list[float]] | None:
     return None
 
 
-def _stored(file: Path) -> list[list[float]] | None:
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(file, allow_pickle=False) as of:
-        return _matrix(of["transition"]) if "transition" in of.files else None
+def _stored(folder: Path) -> list[list[float]] | None:
+    from noisebench import noise
+
+    with suppress(UserError):
+        noisy = noise.load(folder)
+        return _matrix(noisy.transition) if noisy.known and noisy.states <= MOST_STATES else None
     return None
 
 

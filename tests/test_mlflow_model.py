@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +78,21 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    import mlflow
+
+    made = Made(tmp_path_factory.mktemp("out"))
+    assert not made.sync()
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        made = Made(tmp_path_factory.mktemp("out"))
-        assert not made.sync()
-    return made
+        patch.setenv("MLFLOW_TRACKING_URI", made.uri)  # MLflow sets it, too, and would leave it to other modules
+        mlflow.set_tracking_uri(made.uri)
+        yield made
+    mlflow.set_tracking_uri(None)
 
 
 def load(made: Made, label: str) -> Any:
     import mlflow
 
-    mlflow.set_tracking_uri(made.uri)
     (model,) = [model for model in made.models() if model.tags["label"] == label]
     return mlflow.pyfunc.load_model(model.model_uri)
 
