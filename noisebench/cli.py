@@ -94,7 +94,8 @@ def run(
     if len(cells) != 1:
         raise UserError(f"--set: run trains one cell, and this makes {len(cells)}; use noisebench leaderboard")
     from noisebench.board import check_settings
-    from noisebench.cell import damage, run_cell
+    from noisebench.cell import run_cell
+    from noisebench.cell_folder import damage
     from noisebench.executors import Place
     from noisebench.seats import is_first
 

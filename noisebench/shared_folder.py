@@ -10,7 +10,7 @@ import torch
 from noisebench.ranks import Group
 
 if TYPE_CHECKING:
-    from noisebench.cell import Folder
+    from noisebench.cell_folder import Folder
 
 
 class Differs(Exception):
@@ -18,7 +18,7 @@ class Differs(Exception):
 
 
 class SharedFolder:
-    """The journal of one rank; see `cell.Folder`, which the first has and the others do without.
+    """The journal of one rank; see `cell_folder.Folder`, which the first has and the others do without.
 
     Args:
         group: all ranks.

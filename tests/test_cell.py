@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from noisebench import cell as cell_module
 from noisebench import noise
 from noisebench.assembly import Setup, method_class, split
-from noisebench.cell import Folder, run_cell, summarise, weights_sha256
+from noisebench.cell import run_cell, summarise, weights_sha256
+from noisebench.cell_folder import Folder, save_tensors
 from noisebench.config import Cell, Noise, build
 from noisebench.loading import load_dataset
 from noisebench.training import TrainingFailed
@@ -578,7 +579,7 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
 def test_an_unwritable_file_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(TrainingFailed, match=r"^model\.pt could not be written .*; there was none before$"):
-        cell_module.save_tensors({}, tmp_path / "model.pt")
+        save_tensors({}, tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
 
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from noisebench.assembly import Setup
 from noisebench.augment import Augmentation
-from noisebench.cell import Folder, run_cell, weights_sha256
+from noisebench.cell import run_cell, weights_sha256
+from noisebench.cell_folder import Folder
 from noisebench.checks import RECIPE, WITHIN, check_method, sample_data
 from noisebench.config import Cell, Recipe, build
 from noisebench.data import make_loader
@@ -365,8 +366,8 @@ def test_when_a_checkpoint_within_an_epoch_is_due(tmp_path: Path, monkeypatch: p
         nonlocal now
         now += writing
 
-    monkeypatch.setattr("noisebench.cell.time.monotonic", lambda: now)
-    monkeypatch.setattr("noisebench.cell.save_tensors", save)
+    monkeypatch.setattr("noisebench.cell_folder.time.monotonic", lambda: now)
+    monkeypatch.setattr("noisebench.cell_folder.save_tensors", save)
     folder = Folder(tmp_path, checkpoint_seconds=20)
     now += 19
     assert not folder.due()
@@ -385,7 +386,7 @@ def test_when_a_checkpoint_within_an_epoch_is_due(tmp_path: Path, monkeypatch: p
 
 def test_an_epochs_seconds_are_those_of_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("noisebench.cell.time.monotonic", lambda: now)
+    monkeypatch.setattr("noisebench.cell_folder.time.monotonic", lambda: now)
     folder = Folder(tmp_path, checkpoint_seconds=20)
     now += 30
     folder.checkpoint({"epoch": 0, "batch": 3, "method": {}, "run": {}}, last=False)

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from noisebench import board, cli, label_rows, tracking
-from noisebench.cell import Folder, run_cell
+from noisebench.cell import run_cell
+from noisebench.cell_folder import Folder
 from noisebench.config import Benchmark, Cell, build
 from noisebench.executors import Place
 from noisebench.fitting import Result, fit
