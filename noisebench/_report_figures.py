@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from noisebench._report_ranks import Separation
 from noisebench._report_runs import Line, Reliability, thinned
 from noisebench._report_svg import INK, STYLE, inline, look
+from noisebench.finding import cut
 from noisebench.metrics import METRICS
 from noisebench.table import Table
 from noisebench.table_cells import ALPHA, Column, one_line
@@ -37,12 +38,6 @@ def _panel(xlabel: str, ylabel: str, size: tuple[float, float] = SIZE) -> tuple[
     axis = figure.add_axes((0.58 / size[0], 0.5 / size[1], 1 - 0.7 / size[0], 1 - 0.62 / size[1]))
     axis.set(xlabel=xlabel, ylabel=ylabel)
     return figure, axis
-
-
-def short(name: str, most: int = 30) -> str:
-    """A name in one line that fits a figure."""
-    name = one_line(name)
-    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def epochs(name: str, title: str, ylabel: str, lines: Mapping[int, Line], methods: Sequence[str]) -> str:
@@ -180,7 +175,9 @@ def critical_difference(name: str, title: str, found: Separation) -> str:
     from matplotlib.figure import Figure
     from scikit_posthocs import critical_difference_diagram
 
-    names = {method: f"{i}\0{short(method)}" for i, method in enumerate(found.ranks)}  # shortened ones may be alike
+    names = {
+        method: f"{i}\0{cut(one_line(method))}" for i, method in enumerate(found.ranks)
+    }  # shortened ones may be alike
     ranks = {names[method]: rank for method, rank in found.ranks.items()}
     p_values = found.p_values.rename(index=names, columns=names)
     with rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True}):

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from noisebench.drawing import Parts, name_of
+from noisebench.finding import BLUE, ORANGE, cut
 from noisebench.metrics import METRICS, RULES, score_of
 from noisebench.table_cells import Cell, one_line
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from noisebench.fitting import Result
     from noisebench.table import Table
 
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#767676"  # told apart by the colour-blind
+GREEN, GREY = "#009e73", "#767676"  # beside finding's
 PER_ROW = 3
 """Panels beside each other in a ranking."""
 
@@ -98,7 +99,7 @@ def _percent(share: float | None) -> float:
 def _ranking(table: Table) -> Figure:
     wide = max(1, min(PER_ROW, len(table.columns)))
     high = max(1, math.ceil(len(table.columns) / wide))
-    names = [_cut(name_of(table, method)) for method in table.methods]
+    names = [cut(name_of(table, method)) for method in table.methods]
     apart = 0 < len(table.privileged) < len(table.methods)  # by a line, as in the table
     places = {method: i + (apart and method in table.privileged) for i, method in enumerate(table.methods)}
     width = 0.09 * max(map(len, names), default=0) + 3.0 * wide + 0.4
@@ -116,7 +117,7 @@ def _ranking(table: Table) -> Figure:
             else:
                 handle = _dot(axes, place, cell, 100 if metric.percent else 1, method in table.privileged)
                 shown.setdefault(str(handle.get_label()), handle)
-        axes.set_title("\n".join(_cut(one_line(name), 36) for name in column), fontsize="medium")
+        axes.set_title("\n".join(cut(one_line(name), 36) for name in column), fontsize="medium")
         axes.set_xlabel(f"test {metric.title} (%)" if metric.percent else f"test {metric.title}")
         axes.set_yticks(list(places.values()), names)
         axes.tick_params(axis="y", length=0)
@@ -126,7 +127,7 @@ def _ranking(table: Table) -> Figure:
     panels.flat[0].set_ylim(len(table.methods) + apart - 0.3, -0.7)
     for axes in list(panels.flat)[len(table.columns) :]:
         axes.set_axis_off()
-    figure.suptitle(_cut(one_line(table.title), 16 + int(10 * width)), fontweight="bold")
+    figure.suptitle(cut(one_line(table.title), 16 + int(10 * width)), fontweight="bold")
     if not table.columns:
         figure.text(0.5, 0.5, "no cells", ha="center", color=GREY)
     if shown:
@@ -169,7 +170,3 @@ def _plain(axes: Axes, lines: Literal["x", "both"]) -> None:
     axes.grid(axis=lines, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _cut(name: str, limit: int = 30) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from noisebench.board import DEFAULT_OUT, board_folder, table_of
 from noisebench.config import Benchmark, load_benchmark
 from noisebench.errors import UserError
 from noisebench.files import write_text
-
-DEFAULT_OUT = Path("noisebench-runs")
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,6 @@ def write_report(benchmark: Benchmark, out: Path, words: Sequence[str] | None = 
     from noisebench._report_page import page
     from noisebench._report_runs import read_runs
     from noisebench._report_tracking import find_board
-    from noisebench.board import board_folder, table_of
     from noisebench.rerun import board_command
 
     given, out = out, out.absolute()
